@@ -1,0 +1,62 @@
+// Package netfilter is the line to the kernel's packet filter that every mode
+// shares: iptables-restore, ipset and conntrack. It knows tables, sets and
+// entries, and nothing of services beyond their addresses.
+package netfilter
+
+import "net/netip"
+
+// Family is an address family. Tables, sets and tools exist once for each.
+type Family uint8
+
+// The address families.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families lists both, in the order in which they are worked on.
+var Families = [...]Family{IPv4, IPv6}
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// String returns "IPv4" or "IPv6".
+func (f Family) String() string {
+	if f == IPv4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// ChainPrefix and SetPrefix begin the name of every chain and set of ours. What
+// bears them belongs to vipd and may be removed by `vipd cleanup`; what does not
+// is never touched.
+const (
+	ChainPrefix = "VIPD-"
+	SetPrefix   = "vipd-"
+)
+
+// DefaultMark is the bit that marks packets to be masqueraded, and, as a
+// connmark, the connections that a VIP has taken. kube-proxy uses 0x4000.
+const DefaultMark = 0x2000
+
+// The names of the sets, without the family. See SetName.
+const (
+	SetVIP  = "vip"  // hash:ip            every VIP in use
+	SetMasq = "masq" // hash:ip,port       VIP:ports with masquerade always
+	SetAuto = "auto" // hash:ip,port,net   VIP:ports with masquerade auto, and the clients it is for
+	SetHair = "hair" // hash:ip,port,ip    backend, its port, backend: a backend that calls itself
+)
+
+// SetName returns the name of a set in the kernel: "vipd-vip4".
+func SetName(set string, f Family) string {
+	if f == IPv4 {
+		return SetPrefix + set + "4"
+	}
+	return SetPrefix + set + "6"
+}

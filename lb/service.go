@@ -1,0 +1,58 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Backend is a real server of a Service, as a proxier must treat it.
+type Backend struct {
+	Addr     netip.AddrPort `json:"addr"`
+	Weight   uint16         `json:"weight"`
+	Draining bool           `json:"draining,omitempty"` // no new connections; the established ones live on
+}
+
+// Usable reports whether new connections may go to the backend.
+func (b Backend) Usable() bool { return b.Weight > 0 && !b.Draining }
+
+// Service is what a proxier puts in place. It is immutable once it stands in a
+// Snapshot. Backends are sorted by address and none stands twice.
+type Service struct {
+	Key        Key        `json:"key"`
+	Scheduler  Scheduler  `json:"scheduler"`
+	Masquerade Masquerade `json:"masquerade"`
+	Backends   []Backend  `json:"backends"`
+}
+
+// Equal reports whether two services are the same to a proxier.
+func (s *Service) Equal(o *Service) bool {
+	return s == o || s.Key == o.Key && s.Scheduler == o.Scheduler &&
+		s.Masquerade == o.Masquerade && slices.Equal(s.Backends, o.Backends)
+}
+
+// Usable returns the backends that may get new connections, with their weight.
+// Under RR every weight is 1.
+func (s *Service) Usable() []Backend {
+	usable := make([]Backend, 0, len(s.Backends))
+	for _, b := range s.Backends {
+		if !b.Usable() {
+			continue
+		}
+		if s.Scheduler == RR {
+			b.Weight = 1
+		}
+		usable = append(usable, b)
+	}
+	return usable
+}
+
+// Backend returns the backend at addr.
+func (s *Service) Backend(addr netip.AddrPort) (Backend, bool) {
+	i, found := slices.BinarySearchFunc(s.Backends, addr, func(b Backend, a netip.AddrPort) int {
+		return b.Addr.Compare(a)
+	})
+	if !found {
+		return Backend{}, false
+	}
+	return s.Backends[i], true
+}

@@ -1,0 +1,105 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Mode names a proxier: the way in which a service is served.
+type Mode string
+
+// The modes. The empty Mode means the mode in force on this host.
+const (
+	IPTables  Mode = "iptables"
+	IPVS      Mode = "ipvs"
+	Userspace Mode = "userspace"
+)
+
+// Scheduler names how a new connection chooses its backend, in the words of
+// ipvsadm(8).
+type Scheduler string
+
+// The schedulers that every mode knows. RR ignores weights except 0.
+const (
+	RR  Scheduler = "rr"
+	WRR Scheduler = "wrr"
+)
+
+// Masquerade says when the source address of a connection is replaced by one
+// of this host's, so that the backend answers through it.
+type Masquerade string
+
+// The choices of Masquerade.
+const (
+	MasqueradeAlways Masquerade = "always"
+	MasqueradeNever  Masquerade = "never" // backends route their answers through this host
+	MasqueradeAuto   Masquerade = "auto"  // only clients on the connected subnet of a backend
+)
+
+// AdminState is what the operator wants of a backend.
+type AdminState string
+
+// The admin states. A disabled backend is as if it were not listed.
+const (
+	Active   AdminState = "active"
+	Draining AdminState = "draining"
+	Disabled AdminState = "disabled"
+)
+
+// BackendSpec is a backend as a source describes it.
+type BackendSpec struct {
+	Addr   netip.AddrPort `json:"addr"`
+	Weight uint16         `json:"weight"` // 0: keeps its connections, gets no new ones, without a deadline
+	State  AdminState     `json:"state"`
+}
+
+// Spec is a service as a source wants it: one VIP, one port, one protocol. A
+// [[service]] with several VIPs or ports is several Specs of one Name.
+type Spec struct {
+	Key          Key           `json:"key"`
+	Name         string        `json:"name"`
+	Mode         Mode          `json:"mode,omitempty"`
+	Scheduler    Scheduler     `json:"scheduler"`
+	Masquerade   Masquerade    `json:"masquerade"`
+	DrainTimeout time.Duration `json:"drain_timeout_ns"`
+	Backends     []BackendSpec `json:"backends"` // sorted by address, no address twice: see Normalize
+}
+
+// Equal reports whether two specs say the same. Both must be normalized.
+func (s *Spec) Equal(o *Spec) bool {
+	return s == o || s.Key == o.Key && s.Name == o.Name && s.Mode == o.Mode &&
+		s.Scheduler == o.Scheduler && s.Masquerade == o.Masquerade &&
+		s.DrainTimeout == o.DrainTimeout && slices.Equal(s.Backends, o.Backends)
+}
+
+// Normalize sorts the backends and returns the addresses that stood more than
+// once. Of those the one with the greatest weight stays, whatever the order
+// was, so that a store that shuffles its answers causes no change.
+func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
+	slices.SortFunc(s.Backends, func(a, b BackendSpec) int {
+		if c := a.Addr.Compare(b.Addr); c != 0 {
+			return c
+		}
+		if a.Weight != b.Weight {
+			return int(b.Weight) - int(a.Weight)
+		}
+		return compareState(a.State, b.State)
+	})
+	s.Backends = slices.CompactFunc(s.Backends, func(a, b BackendSpec) bool {
+		if a.Addr != b.Addr {
+			return false
+		}
+		if n := len(duplicates); n == 0 || duplicates[n-1] != a.Addr {
+			duplicates = append(duplicates, a.Addr)
+		}
+		return true
+	})
+	return duplicates
+}
+
+// compareState puts the most available state first.
+func compareState(a, b AdminState) int {
+	order := []AdminState{Active, Draining, Disabled}
+	return slices.Index(order, a) - slices.Index(order, b)
+}
