@@ -1,0 +1,127 @@
+package desired
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"vipd/lb"
+)
+
+// placed is a service in one mode, as that mode is to serve it, and what of it
+// is on the way out. It is immutable.
+type placed struct {
+	Service *lb.Service
+	// Drains holds the deadline of each backend that is leaving. A backend that
+	// its source still lists as draining keeps its entry after the deadline.
+	Drains map[netip.AddrPort]time.Time
+	// Leaving: no source wants the service in this mode any more. It goes when
+	// its backends have drained, and one pass after it refused.
+	Leaving  bool
+	Refusing bool
+}
+
+// decide computes the next entry of one Key.
+func decide(before *entry, c choice, f Facts) *entry {
+	after := &entry{due: c.due, timeout: before.drainTimeout()}
+	if c.spec != nil {
+		after.owner, after.spec, after.mode = c.owner, c.spec, c.mode
+		after.timeout = c.spec.DrainTimeout
+		after.place(c.mode, serve(before.placed(c.mode), c.spec, f.Now))
+	}
+	for mode, p := range before.modes() {
+		if c.spec == nil || mode != c.mode {
+			after.place(mode, leave(p, after.timeout, f.Now))
+		}
+	}
+	for _, p := range after.modes() {
+		after.wakeFor(p, f.Now)
+	}
+	if after.empty() {
+		return nil
+	}
+	return after
+}
+
+// drains reports whether flows of a protocol outlive the removal of their
+// backend. UDP and SCTP flows move at once.
+func drains(p lb.Protocol) bool { return p == lb.TCP }
+
+// serve returns the service that spec asks for, with the backends that have to
+// drain. before is what the mode served until now, or nil.
+func serve(before *placed, spec *lb.Spec, now time.Time) *placed {
+	p := &placed{Service: &lb.Service{Key: spec.Key, Scheduler: spec.Scheduler, Masquerade: spec.Masquerade}}
+	backends := make([]lb.Backend, 0, len(spec.Backends))
+	listed := make(map[netip.AddrPort]bool, len(spec.Backends))
+	for _, b := range spec.Backends {
+		switch b.State {
+		case lb.Active:
+			listed[b.Addr] = true
+			backends = append(backends, lb.Backend{Addr: b.Addr, Weight: b.Weight})
+		case lb.Draining:
+			listed[b.Addr] = true
+			if drains(spec.Key.Protocol) {
+				until := p.drain(before, b.Addr, now.Add(spec.DrainTimeout))
+				if now.Before(until) {
+					backends = append(backends, lb.Backend{Addr: b.Addr, Draining: true})
+				}
+			}
+		}
+	}
+	if before != nil && drains(spec.Key.Protocol) {
+		for _, b := range before.Service.Backends {
+			if listed[b.Addr] {
+				continue
+			}
+			if until := before.deadline(b.Addr, now.Add(spec.DrainTimeout)); now.Before(until) {
+				p.drain(before, b.Addr, until)
+				backends = append(backends, lb.Backend{Addr: b.Addr, Draining: true})
+			}
+		}
+	}
+	slices.SortFunc(backends, func(a, b lb.Backend) int { return a.Addr.Compare(b.Addr) })
+	p.Service.Backends = backends
+	return p
+}
+
+// leave returns what is left, at this time, of a service that no source wants in
+// this mode: first draining, then for one pass without backends, then nil.
+func leave(before *placed, timeout time.Duration, now time.Time) *placed {
+	if before.Refusing {
+		return nil
+	}
+	p := &placed{Leaving: true, Service: &lb.Service{
+		Key: before.Service.Key, Scheduler: before.Service.Scheduler, Masquerade: before.Service.Masquerade,
+	}}
+	if drains(p.Service.Key.Protocol) {
+		for _, b := range before.Service.Backends {
+			until := before.deadline(b.Addr, now.Add(timeout))
+			if now.Before(until) {
+				p.drain(before, b.Addr, until)
+				p.Service.Backends = append(p.Service.Backends, lb.Backend{Addr: b.Addr, Draining: true})
+			}
+		}
+	}
+	p.Refusing = len(p.Service.Backends) == 0
+	return p
+}
+
+// deadline returns when a backend that leaves is cut off: what was said when it
+// began to leave, or else fallback.
+func (p *placed) deadline(b netip.AddrPort, fallback time.Time) time.Time {
+	if p != nil {
+		if until, draining := p.Drains[b]; draining {
+			return until
+		}
+	}
+	return fallback
+}
+
+// drain notes that b leaves, and returns its deadline.
+func (p *placed) drain(before *placed, b netip.AddrPort, fallback time.Time) time.Time {
+	if p.Drains == nil {
+		p.Drains = map[netip.AddrPort]time.Time{}
+	}
+	p.Drains[b] = before.deadline(b, fallback)
+	return p.Drains[b]
+}

@@ -1,0 +1,159 @@
+package desired
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vipd/lb"
+)
+
+// choice is what Merge says of one Key.
+type choice struct {
+	owner string // the source that has the Key; empty: none states it
+	spec  *lb.Spec
+	mode  lb.Mode
+	due   time.Time // when a held owner yields
+}
+
+// merge chooses for each key which source has it, and notes who lost and why.
+func (m *Memo) merge(f Facts, keys []lb.Key) map[lb.Key]choice {
+	choices := make(map[lb.Key]choice, len(keys))
+	for _, k := range keys {
+		c, problems := choose(f, k, m.entries[k].ownerName())
+		choices[k] = c
+		m.setProblems(k, problems)
+	}
+	m.refuseLoops(keys, choices)
+	return choices
+}
+
+// choose finds the owner of one Key. The remembered owner wins, then the order
+// of the sources. An entry that is only held loses to a live one when its time
+// has come.
+func choose(f Facts, k lb.Key, remembered string) (choice, []Problem) {
+	var best choice
+	var problems []Problem
+	lost := func(c choice, winner string) {
+		problems = append(problems, Problem{c.owner, c.spec.Name, fmt.Sprintf("%s belongs to a service of source %s", k, winner)})
+	}
+	for _, s := range f.Sources {
+		spec := s.get(k)
+		if spec == nil {
+			continue
+		}
+		c := choice{owner: s.Name, spec: spec, mode: spec.Mode}
+		if c.mode == "" {
+			c.mode = f.Mode
+		}
+		if reason := refuse(f, c); reason != "" {
+			problems = append(problems, Problem{s.Name, spec.Name, reason})
+			continue
+		}
+		yields, held := s.Yields[k]
+		c.due = yields
+		live := !held
+		switch {
+		case best.spec == nil:
+			best = c
+		case beats(c, best, live, remembered, f.Now):
+			lost(best, c.owner)
+			best = c
+		default:
+			lost(c, best.owner)
+		}
+	}
+	if len(problems) == 0 || !best.due.After(f.Now) { // nobody to yield to
+		best.due = time.Time{}
+	}
+	return best, problems
+}
+
+// beats reports whether claim c wins over the best so far, which stands earlier
+// in the order of the sources.
+func beats(c, best choice, live bool, remembered string, now time.Time) bool {
+	spent := func(c choice) bool { return !c.due.IsZero() && !now.Before(c.due) }
+	if spent(c) != spent(best) {
+		return spent(best)
+	}
+	if best.owner == remembered {
+		return false
+	}
+	if c.owner == remembered {
+		return true
+	}
+	return live && !best.due.IsZero() // both new: what is only held loses
+}
+
+// refuse says why an entry cannot be served, or nothing.
+func refuse(f Facts, c choice) string {
+	inside := func(p netip.Prefix) bool { return p.Contains(c.spec.Key.Addr) }
+	if !slices.ContainsFunc(f.Allowed, inside) {
+		return fmt.Sprintf("VIP %s is outside [vip] allowed; add its prefix there or change the entry", c.spec.Key.Addr)
+	}
+	if !slices.Contains(f.Modes, c.mode) {
+		return fmt.Sprintf("mode %s is not available on this host", c.mode)
+	}
+	return ""
+}
+
+// refuseLoops refuses services that would balance to a VIP of ours: to
+// themselves, or through another service. What is served already stays: of a new
+// VIP and an old service with a backend there, the VIP loses.
+func (m *Memo) refuseLoops(keys []lb.Key, choices map[lb.Key]choice) {
+	coming := map[netip.Addr]bool{}
+	for k, c := range choices {
+		if c.spec != nil {
+			coming[k.Addr] = true
+		}
+	}
+	isVIP := func(a netip.Addr) bool { return coming[a] || m.vips[a] > 0 }
+	fresh := map[netip.Addr]bool{}
+	for _, k := range keys {
+		c := choices[k]
+		if c.spec == nil {
+			continue
+		}
+		if b := loop(c.spec, isVIP); b.IsValid() {
+			m.refuse(k, choices, fmt.Sprintf("backend %s is a VIP of this host: the service would balance to itself; give the address of a real server", b))
+			continue
+		}
+		if m.vips[k.Addr] == 0 {
+			fresh[k.Addr] = true
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	for k, e := range m.entries {
+		if _, again := choices[k]; again || e.spec == nil {
+			continue
+		}
+		b := loop(e.spec, func(a netip.Addr) bool { return fresh[a] })
+		if !b.IsValid() {
+			continue
+		}
+		for _, newcomer := range keys {
+			if newcomer.Addr == b && choices[newcomer].spec != nil {
+				m.refuse(newcomer, choices, fmt.Sprintf("VIP %s is a backend of service %s; use another VIP", b, k))
+			}
+		}
+	}
+}
+
+// loop returns the address of a backend that is a VIP.
+func loop(s *lb.Spec, isVIP func(netip.Addr) bool) netip.Addr {
+	for _, b := range s.Backends {
+		if b.State != lb.Disabled && isVIP(b.Addr.Addr()) {
+			return b.Addr.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+func (m *Memo) refuse(k lb.Key, choices map[lb.Key]choice, reason string) {
+	c := choices[k]
+	m.setProblems(k, append(m.problems[k], Problem{c.owner, c.spec.Name, reason}))
+	choices[k] = choice{}
+}
