@@ -1,0 +1,175 @@
+package netfilter
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// FakeSets is a Sets in memory, for tests. It is strict: an entry that its set
+// type cannot hold, a set that is not there, or a set whose type differs is
+// refused, as by the kernel. Its methods may be used by one goroutine at a time.
+type FakeSets struct {
+	InUse  func(name string) bool                   // whether a rule names the set; nil: none does
+	Fail   func(op string, set string) error        // injects a failure before op ("add", "entries"...); may be nil
+	Wrote  func(op string, set string, what string) // hears every write that changed something; may be nil
+	sets   map[string]Set
+	holds  map[string]map[Entry]struct{}
+	limit  int
+	writes int
+}
+
+var _ Sets = (*FakeSets)(nil)
+
+// NewFakeSets returns a fake kernel without sets.
+func NewFakeSets() *FakeSets {
+	return &FakeSets{sets: map[string]Set{}, holds: map[string]map[Entry]struct{}{}, limit: maxElements}
+}
+
+// Writes counts the calls that could write, whether they changed anything or not.
+func (f *FakeSets) Writes() int { return f.writes }
+
+// Dump returns every set of the fake with its entries, sorted, one a line.
+func (f *FakeSets) Dump() []string {
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(f.sets)) {
+		lines = append(lines, fmt.Sprintf("set %s %s %s", name, f.sets[name].Type, f.sets[name].Family))
+		for _, e := range slices.SortedFunc(maps.Keys(f.holds[name]), Entry.Compare) {
+			lines = append(lines, fmt.Sprintf("%s %s", name, e))
+		}
+	}
+	return lines
+}
+
+// List returns all sets.
+func (f *FakeSets) List(ctx context.Context) ([]Set, error) {
+	if err := f.begin(ctx, "list", ""); err != nil {
+		return nil, err
+	}
+	var sets []Set
+	for _, name := range slices.Sorted(maps.Keys(f.sets)) {
+		sets = append(sets, f.sets[name])
+	}
+	return sets, nil
+}
+
+// Create makes the set unless it is there.
+func (f *FakeSets) Create(ctx context.Context, set Set) error {
+	f.writes++
+	if err := f.begin(ctx, "create", set.Name); err != nil {
+		return err
+	}
+	if old, found := f.sets[set.Name]; found {
+		if old != set {
+			return fmt.Errorf("create ipset %s: %w", set.Name, ErrSetType)
+		}
+		return nil
+	}
+	f.sets[set.Name] = set
+	f.holds[set.Name] = map[Entry]struct{}{}
+	f.wrote("create", set.Name, string(set.Type))
+	return nil
+}
+
+// Entries returns what the set holds.
+func (f *FakeSets) Entries(ctx context.Context, set Set) (map[Entry]struct{}, error) {
+	if err := f.begin(ctx, "entries", set.Name); err != nil {
+		return nil, err
+	}
+	if err := f.same(set); err != nil {
+		return nil, err
+	}
+	return maps.Clone(f.holds[set.Name]), nil
+}
+
+// Add adds the entries that the set does not hold.
+func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
+	f.writes++
+	if err := f.begin(ctx, "add", set.Name); err != nil {
+		return err
+	}
+	if err := f.same(set); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := set.check(e); err != nil {
+			return err
+		}
+		if _, found := f.holds[set.Name][e]; found {
+			continue
+		}
+		if len(f.holds[set.Name]) >= f.limit {
+			return fmt.Errorf("add to ipset %s: %w", set.Name, ErrSetFull)
+		}
+		f.holds[set.Name][e] = struct{}{}
+		f.wrote("add", set.Name, e.String())
+	}
+	return nil
+}
+
+// Delete removes the entries that the set holds.
+func (f *FakeSets) Delete(ctx context.Context, set Set, entries []Entry) error {
+	f.writes++
+	if err := f.begin(ctx, "delete", set.Name); err != nil {
+		return err
+	}
+	if err := f.same(set); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := set.check(e); err != nil {
+			return err
+		}
+		if _, found := f.holds[set.Name][e]; found {
+			delete(f.holds[set.Name], e)
+			f.wrote("delete", set.Name, e.String())
+		}
+	}
+	return nil
+}
+
+// Destroy removes the set if it is there.
+func (f *FakeSets) Destroy(ctx context.Context, name string) error {
+	f.writes++
+	if err := f.begin(ctx, "destroy", name); err != nil {
+		return err
+	}
+	if _, found := f.sets[name]; !found {
+		return nil
+	}
+	if f.InUse != nil && f.InUse(name) {
+		return fmt.Errorf("destroy ipset %s: %w", name, ErrSetInUse)
+	}
+	delete(f.sets, name)
+	delete(f.holds, name)
+	f.wrote("destroy", name, "")
+	return nil
+}
+
+func (f *FakeSets) begin(ctx context.Context, op, set string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if f.Fail != nil {
+		return f.Fail(op, set)
+	}
+	return nil
+}
+
+func (f *FakeSets) same(set Set) error {
+	old, found := f.sets[set.Name]
+	if !found {
+		return fmt.Errorf("ipset %s: %w", set.Name, ErrNoSet)
+	}
+	if old != set {
+		return fmt.Errorf("ipset %s: %w", set.Name, ErrSetType)
+	}
+	return nil
+}
+
+func (f *FakeSets) wrote(op, set, what string) {
+	if f.Wrote != nil {
+		f.Wrote(op, set, what)
+	}
+}
