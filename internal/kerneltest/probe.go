@@ -1,0 +1,158 @@
+package kerneltest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// LaneEnv names the environment variable that names the lane: "vm" in the virtual
+// machine, whose kernel has every feature, so that a skip there is a failure.
+const LaneEnv = "VIPD_LANE"
+
+// ErrNotSupported is the answer of a kernel that does not have a feature.
+var ErrNotSupported = errors.New("not supported by this kernel")
+
+// Feature is something that not every kernel has.
+type Feature struct {
+	Name   string // for people: "dummy network device"
+	Module string // the kernel module, without .ko
+	Config string // the option of the kernel's configuration
+	probe  func() error
+}
+
+// Dummy is the dummy network device.
+func Dummy() Feature {
+	return Feature{Name: "dummy network device", Module: "dummy", Config: "CONFIG_DUMMY", probe: probeDummy}
+}
+
+// Probe asks the kernel, in the namespaces of the process: nil is yes,
+// ErrNotSupported is no, any other error means that it could not be found out.
+func (f Feature) Probe() error {
+	if !isolated() {
+		return errors.New("call Isolate first")
+	}
+	return f.probe()
+}
+
+// Need skips the test on a kernel that does not have the feature. The skip proves
+// itself: it fails the test if the feature could not be probed, if the kernel's own
+// configuration or modules say that it is there, and in the VM lane.
+func Need(t testing.TB, f Feature) {
+	t.Helper()
+	err := f.Probe()
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, ErrNotSupported) {
+		t.Fatalf("kerneltest: probing for %s: %v", f.Name, err)
+	}
+	if os.Getenv(LaneEnv) == "vm" {
+		t.Fatalf("kerneltest: the kernel of the VM lane lacks %s: %v", f.Name, err)
+	}
+	if evidence := f.evidence(); evidence != "" {
+		t.Fatalf("kerneltest: the kernel refused %s, but %s: the probe is wrong or the module cannot be loaded", f.Name, evidence)
+	}
+	t.Skipf("kerneltest: this kernel has no %s; the VM lane has (make test-vm)", f.Name)
+}
+
+// Without makes sure that the kernel does not have the feature, for the tests of
+// what happens then. In the VM lane it unloads the module and bars the kernel from
+// loading it until the test ends; elsewhere it skips the test where the feature is.
+func Without(t testing.TB, f Feature) {
+	t.Helper()
+	if os.Getenv(LaneEnv) == "vm" {
+		bar(t, f)
+	}
+	switch err := f.Probe(); {
+	case errors.Is(err, ErrNotSupported):
+	case err != nil:
+		t.Fatalf("kerneltest: probing for %s: %v", f.Name, err)
+	case os.Getenv(LaneEnv) == "vm":
+		t.Fatalf("kerneltest: %s is still there after its module was unloaded", f.Name)
+	default:
+		t.Skipf("kerneltest: this kernel has %s; the VM lane takes it away (make test-vm)", f.Name)
+	}
+}
+
+// bar takes a module away from the kernel of the virtual machine.
+func bar(t testing.TB, f Feature) {
+	t.Helper()
+	const loader = "/proc/sys/kernel/modprobe"
+	before, err := os.ReadFile(loader)
+	if err != nil {
+		t.Fatalf("kerneltest: %v", err)
+	}
+	if err := os.WriteFile(loader, []byte("/bin/false"), 0o644); err != nil {
+		t.Fatalf("kerneltest: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(loader, bytes.TrimSpace(before), 0o644); err != nil {
+			t.Errorf("kerneltest: %v", err)
+		}
+	})
+	if err := unix.DeleteModule(f.Module, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
+		t.Fatalf("kerneltest: unload module %s: %v", f.Module, err)
+	}
+}
+
+func probeDummy() error {
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "probe-dummy"}}
+	err := netlink.LinkAdd(link)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("add a dummy device: %w (%w)", ErrNotSupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("add a dummy device: %w", err)
+	}
+	return netlink.LinkDel(link)
+}
+
+// evidence says, in words, where the host shows that its kernel has the feature;
+// empty if nowhere.
+func (f Feature) evidence() string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err == nil {
+		dir := filepath.Join("/lib/modules", unix.ByteSliceToString(uts.Release[:]))
+		for _, list := range []string{"modules.dep", "modules.builtin"} {
+			data, err := os.ReadFile(filepath.Join(dir, list))
+			if err == nil && regexp.MustCompile(`(?m)(^|/)`+regexp.QuoteMeta(f.Module)+`\.ko`).Match(data) {
+				return fmt.Sprintf("%s/%s lists the module %s", dir, list, f.Module)
+			}
+		}
+	}
+	for _, set := range []string{"=y\n", "=m\n"} {
+		if strings.Contains(kernelConfig(), "\n"+f.Config+set) {
+			return "/proc/config.gz says " + f.Config + strings.TrimSpace(set)
+		}
+	}
+	return ""
+}
+
+// kernelConfig returns the configuration of the running kernel, if it shows it.
+func kernelConfig() string {
+	file, err := os.Open("/proc/config.gz")
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	z, err := gzip.NewReader(file)
+	if err != nil {
+		return ""
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
