@@ -1,0 +1,180 @@
+package netfilter
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Skeleton is a handful of chains in one table and the jumps into them, which
+// stand whole or not at all. Its owner is known by the names of its chains: a
+// jump to one of them that the Skeleton does not want is removed.
+type Skeleton struct {
+	Table  string
+	Chains []Chain
+	Jumps  []Jump // those of one base chain stand at its top in this order
+}
+
+// Line is one rule or chain that a repair adds or removes.
+type Line struct {
+	Add  bool
+	Text string // as iptables-save spells it: ":CHAIN" or "-A CHAIN rule"
+}
+
+// Repair is what makes a table equal to a Skeleton. The zero Repair does nothing.
+type Repair struct {
+	Script []byte // for Restore: one commit
+	Lines  []Line // the same, for people
+
+	written []string // the chains that are written
+}
+
+// Empty reports whether there is nothing to do.
+func (r Repair) Empty() bool { return len(r.Script) == 0 }
+
+// Compare returns what has to be done to the table for the Skeleton to stand. A
+// chain that differs is written anew, in place.
+func (s Skeleton) Compare(have Table, seen *Baseline) Repair {
+	var declare, rules bytes.Buffer
+	var r Repair
+	for _, c := range s.Chains {
+		lines := c.Lines()
+		old, found := have.Own[c.Name]
+		if found && seen.Same(c.Name, c.Sum(), len(lines), old) {
+			continue
+		}
+		r.written = append(r.written, c.Name)
+		c.WriteDeclare(&declare)
+		c.WriteRules(&rules)
+		r.removed(c.Name, old)
+		if !found {
+			r.Lines = append(r.Lines, Line{Add: true, Text: ":" + c.Name})
+		}
+		for _, line := range lines {
+			r.Lines = append(r.Lines, Line{Add: true, Text: "-A " + c.Name + " " + line})
+		}
+	}
+	s.compareJumps(have, s.Jumps, &rules, &r)
+	r.finish(s.Table, &declare, &rules)
+	return r
+}
+
+// Removal returns what takes the Skeleton away: jumps first, then the chains.
+// Rules of others that go to our chains are removed with our own.
+func (s Skeleton) Removal(have Table) Repair {
+	var rules, remove bytes.Buffer
+	var r Repair
+	s.compareJumps(have, nil, &rules, &r)
+	for _, c := range s.Chains {
+		if old, found := have.Own[c.Name]; found {
+			rules.WriteString("-F " + c.Name + "\n")
+			remove.WriteString("-X " + c.Name + "\n")
+			r.removed(c.Name, old)
+			r.Lines = append(r.Lines, Line{Text: ":" + c.Name})
+		}
+	}
+	r.finish(s.Table, &rules, &remove)
+	return r
+}
+
+func (s Skeleton) compareJumps(have Table, want []Jump, rules *bytes.Buffer, r *Repair) {
+	ours := func(chain string) bool {
+		return slices.ContainsFunc(s.Chains, func(c Chain) bool { return c.Name == chain })
+	}
+	wanted := map[string][]Jump{}
+	for base := range have.Base {
+		wanted[base] = nil
+	}
+	for _, j := range want {
+		wanted[j.Base] = append(wanted[j.Base], j)
+	}
+	for _, base := range slices.Sorted(maps.Keys(wanted)) {
+		if jumpsRight(have.Base[base], wanted[base], ours) {
+			continue
+		}
+		for _, line := range jumpRepair(base, have.Base[base], wanted[base], ours) {
+			rules.WriteString(line.script + "\n")
+			r.Lines = append(r.Lines, line.Line)
+		}
+	}
+}
+
+func (r *Repair) removed(chain string, old []string) {
+	for _, rule := range old {
+		r.Lines = append(r.Lines, Line{Text: "-A " + chain + " " + rule})
+	}
+}
+
+// finish joins the parts into one commit, unless there is nothing to do.
+func (r *Repair) finish(table string, parts ...*bytes.Buffer) {
+	var b bytes.Buffer
+	for _, p := range parts {
+		b.Write(p.Bytes())
+	}
+	if b.Len() > 0 {
+		r.Script = fmt.Appendf(nil, "*%s\n%sCOMMIT\n", table, b.Bytes())
+	}
+}
+
+// read reads only what the Skeleton is compared with.
+func (s Skeleton) read(ctx context.Context, t *Tool) (Table, error) {
+	names := map[string]bool{}
+	for _, c := range s.Chains {
+		names[c.Name] = true
+	}
+	for _, base := range baseChains[s.Table] {
+		names[base] = true
+	}
+	return t.ReadChains(ctx, s.Table, slices.Sorted(maps.Keys(names))...)
+}
+
+// baseChains are the base chains that iptables has in a table.
+var baseChains = map[string][]string{
+	"filter": {"INPUT", "FORWARD", "OUTPUT"},
+	"nat":    {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"},
+	"mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
+	"raw":    {"PREROUTING", "OUTPUT"},
+}
+
+// PlanSkeleton reads the table and returns what EnsureSkeleton would do.
+func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
+	have, err := s.read(ctx, t)
+	if err != nil {
+		return Repair{}, err
+	}
+	return s.Compare(have, seen), nil
+}
+
+// EnsureSkeleton makes the Skeleton stand, in one commit, and returns what it
+// did. If all of it stands it writes nothing.
+func (t *Tool) EnsureSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
+	r, err := t.PlanSkeleton(ctx, s, seen)
+	if err != nil || r.Empty() {
+		return Repair{}, err
+	}
+	if err := t.Restore(ctx, r.Script); err != nil {
+		return Repair{}, fmt.Errorf("%s table %s: %w", t.family, s.Table, err)
+	}
+	for _, name := range r.written {
+		seen.Forget(name)
+	}
+	return r, nil
+}
+
+// RemoveSkeleton takes the Skeleton away. It is no error if nothing of it stands.
+func (t *Tool) RemoveSkeleton(ctx context.Context, s Skeleton) (Repair, error) {
+	have, err := s.read(ctx, t)
+	if err != nil {
+		return Repair{}, err
+	}
+	r := s.Removal(have)
+	if r.Empty() {
+		return Repair{}, nil
+	}
+	if err := t.Restore(ctx, r.Script); err != nil {
+		return Repair{}, fmt.Errorf("removing from %s table %s: %w", t.family, s.Table, err)
+	}
+	return r, nil
+}
