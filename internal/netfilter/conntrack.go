@@ -1,10 +1,22 @@
 package netfilter
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 
 	"vipd/lb"
 )
+
+// wideFrom is how many services it takes until one dump of all entries of a
+// protocol is cheaper than a dump for each, which makes the kernel walk the
+// whole table every time.
+const wideFrom = 16
 
 // Eviction names flows that have to go: all connections that clients made to
 // Key and that were sent to Backend. If Backend is Key's own address and port
@@ -27,4 +39,210 @@ func (e *Evicted) Add(o Evicted) {
 	e.Seen += o.Seen
 	e.Deleted += o.Deleted
 	e.Poked += o.Poked
+}
+
+// Conntrack ends flows of the network namespace in which it was opened. What it
+// finds is filtered in the kernel (Linux 5.8) and read as a stream, so memory
+// does not grow with the table. Every entry is deleted by its whole tuple and its
+// id; TCP connections are reset at both ends as well (poke.go). A Conntrack
+// belongs to one goroutine.
+type Conntrack struct {
+	log    *slog.Logger
+	writer *nfSocket
+	poker  *poker // nil: not opened yet, or not allowed
+	noPoke error  // why it is not allowed
+}
+
+// OpenConntrack opens the line to the kernel. It needs CAP_NET_ADMIN, and
+// CAP_NET_RAW for the resets; without that connections end at their next packet,
+// which is said once in the log.
+func OpenConntrack(log *slog.Logger) (*Conntrack, error) {
+	s, err := openSocket()
+	if err != nil {
+		return nil, fmt.Errorf("conntrack: %w", err)
+	}
+	return &Conntrack{log: log, writer: s}, nil
+}
+
+// Close frees the sockets.
+func (c *Conntrack) Close() error { return errors.Join(c.writer.close(), c.poker.close()) }
+
+// Evict ends the flows that the evictions name, and no others. It goes on with
+// the next dump after an error; calling it again is safe.
+func (c *Conntrack) Evict(ctx context.Context, evictions ...Eviction) (Evicted, error) {
+	wanted := make(map[Eviction]bool, len(evictions))
+	for _, e := range evictions {
+		wanted[e] = true
+	}
+	var done Evicted
+	var errs []error
+	for _, f := range dumps(wanted) {
+		n, err := c.evict(ctx, f, func(f *flow) bool { return wanted[Eviction{f.key(), f.backend()}] })
+		done.Add(n)
+		errs = append(errs, err)
+	}
+	return done, errors.Join(errs...)
+}
+
+// Sweep ends the flows of a protocol whose connmark has a bit of mark and which
+// keep refuses. It asks keep for each of them, by what the client talks to and by
+// who answers; those two are the same for a flow that was sent to nobody.
+func (c *Conntrack) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keep func(lb.Key, netip.AddrPort) bool) (Evicted, error) {
+	var done Evicted
+	var errs []error
+	for _, family := range Families {
+		f := filter{family: family, proto: proto, mark: mark}
+		n, err := c.evict(ctx, f, func(f *flow) bool {
+			return f.orig.proto == proto && f.mark&mark != 0 && !keep(f.key(), f.backend())
+		})
+		done.Add(n)
+		errs = append(errs, err)
+	}
+	return done, errors.Join(errs...)
+}
+
+// dumps returns the filters of the dumps that together find all that is wanted:
+// one for each service, narrowed to the backend if there is one only, or one for
+// all services of a family and protocol if they are many.
+func dumps(wanted map[Eviction]bool) []filter {
+	type table struct {
+		family Family
+		proto  lb.Protocol
+	}
+	tables := map[table]map[lb.Key]filter{}
+	for e := range wanted {
+		t := table{FamilyOf(e.Key.Addr), e.Key.Protocol}
+		if tables[t] == nil {
+			tables[t] = map[lb.Key]filter{}
+		}
+		f := filter{family: t.family, proto: t.proto, to: e.Key.AddrPort(), backend: e.Backend}
+		if _, twice := tables[t][e.Key]; twice {
+			f.backend = netip.AddrPort{}
+		}
+		tables[t][e.Key] = f
+	}
+	var all []filter
+	for t, services := range tables {
+		if len(services) >= wideFrom {
+			all = append(all, filter{family: t.family, proto: t.proto})
+			continue
+		}
+		for _, f := range services {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// evict ends the flows that pass f and are matched. If the dump was interrupted
+// it is made once more.
+func (c *Conntrack) evict(ctx context.Context, f filter, match func(*flow) bool) (Evicted, error) {
+	done, err := c.pass(ctx, f, match)
+	if errors.Is(err, errInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
+		var again Evicted
+		again, err = c.pass(ctx, f, match)
+		done.Add(again)
+	}
+	if err != nil {
+		return done, fmt.Errorf("conntrack: flows of %s: %w", f, err)
+	}
+	return done, nil
+}
+
+func (c *Conntrack) pass(ctx context.Context, f filter, match func(*flow) bool) (done Evicted, err error) {
+	// A socket for each dump: one that is left before its end cannot be used again.
+	reader, err := openSocket()
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = errors.Join(err, reader.close()) }()
+	if err := reader.send(dumpRequest(f)); err != nil {
+		return done, err
+	}
+	var unread error // the first one: there could be a million
+	err = reader.answers(ctx, func(body []byte) error {
+		done.Seen++
+		flow, err := parseFlow(body)
+		if err != nil {
+			unread = cmp.Or(unread, err)
+			return nil
+		}
+		if flow.ofPoke() || !match(&flow) {
+			return nil
+		}
+		return c.end(ctx, &flow, &done)
+	})
+	return done, errors.Join(err, unread)
+}
+
+// end deletes one flow, and pokes the ends of a live TCP connection. A poke that
+// fails is no error: there is nothing left to try again.
+func (c *Conntrack) end(ctx context.Context, f *flow, done *Evicted) error {
+	poke := f.alive() && c.mayPoke()
+	if poke {
+		if err := c.poker.pace(ctx); err != nil {
+			return err
+		}
+	}
+	switch err := c.writer.request(ctx, deleteRequest(f)); {
+	case errors.Is(err, unix.ENOENT):
+		return nil // it ended meanwhile, or its tuple belongs to another by now
+	case err != nil:
+		return fmt.Errorf("delete %s from %s: %w", f.key(), f.orig.src, err)
+	}
+	done.Deleted++
+	if !poke {
+		return nil
+	}
+	if err := c.pokeBoth(ctx, f); err != nil {
+		c.log.Debug("a drained connection ends only at its next packet",
+			"service", f.key(), "backend", f.backend(), "client", f.orig.src, "error", err)
+		return nil
+	}
+	done.Poked++
+	return nil
+}
+
+// pokeBoth makes both ends of a deleted connection reset: each gets its poke from
+// where its peer was.
+func (c *Conntrack) pokeBoth(ctx context.Context, f *flow) error {
+	err := c.poke(ctx, f, f.orig, f.orig.dst, f.orig.src)
+	if f.backend() == f.orig.dst {
+		return err // sent to nobody: there is no other end
+	}
+	inside := tuple{f.orig.proto, f.reply.dst, f.reply.src}
+	return errors.Join(err, c.poke(ctx, f, inside, inside.src, inside.dst))
+}
+
+// poke sends one poke, through an entry of the tuple t. If an entry of it stands
+// there already it belongs to a new connection, which is left alone.
+func (c *Conntrack) poke(ctx context.Context, f *flow, t tuple, from, to netip.AddrPort) error {
+	err := c.writer.request(ctx, createRequest(t, f.mark, f.zone, pokeLifetime))
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make the entry for a poke from %s to %s: %w", from, to, err)
+	}
+	return c.poker.poke(from, to)
+}
+
+// mayPoke opens the poker when it is first needed.
+func (c *Conntrack) mayPoke() bool {
+	if c.poker == nil && c.noPoke == nil {
+		c.poker, c.noPoke = openPoker()
+		if c.noPoke != nil {
+			c.log.Warn("drained TCP connections end only at their next packet: raw sockets are not allowed; give vipd CAP_NET_RAW",
+				"error", c.noPoke)
+		}
+	}
+	return c.poker != nil
+}
+
+// String names what a dump is about.
+func (f filter) String() string {
+	if !f.to.IsValid() {
+		return fmt.Sprintf("%s %s", f.family, f.proto)
+	}
+	return lb.Key{Addr: f.to.Addr(), Port: f.to.Port(), Protocol: f.proto}.String()
 }

@@ -1,0 +1,274 @@
+package netfilter
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"vipd/lb"
+)
+
+const (
+	// evictRetryMin and evictRetryMax bound the pause after a failure, which doubles.
+	evictRetryMin = time.Second
+	evictRetryMax = 30 * time.Second
+	// evictAttempts is how often evictions are tried: some two minutes, after which
+	// they are given up, for what they name may serve again by then.
+	evictAttempts = 9
+)
+
+// Keep says whether flows to a service and backend are to stay. It is asked from
+// other goroutines than the one that handed it over, and later: it has to answer
+// for what is in force when it is asked.
+type Keep func(service lb.Key, backend netip.AddrPort) bool
+
+// flowTable is what an Evictor needs of a Conntrack.
+type flowTable interface {
+	Evict(ctx context.Context, evictions ...Eviction) (Evicted, error)
+	Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keep func(lb.Key, netip.AddrPort) bool) (Evicted, error)
+	Close() error
+}
+
+// Evictor ends flows in the background. What is asked of it is gathered in sets
+// and never waits; a failure is logged and tried again. TCP, whose resets keep a
+// pace, and UDP have a goroutine each, so that a long drain holds up no datagram.
+type Evictor struct {
+	log   *slog.Logger
+	lanes map[lb.Protocol]*lane
+	stop  context.CancelFunc
+	done  sync.WaitGroup
+}
+
+// NewEvictor starts an Evictor for the network namespace of the process. mark is
+// the connmark of the connections that a VIP took. The owner closes it.
+func NewEvictor(mark uint32, log *slog.Logger) *Evictor {
+	return newEvictor(mark, log, func() (flowTable, error) { return OpenConntrack(log) })
+}
+
+func newEvictor(mark uint32, log *slog.Logger, open func() (flowTable, error)) *Evictor {
+	ctx, stop := context.WithCancel(context.Background())
+	e := &Evictor{log: log, lanes: map[lb.Protocol]*lane{}, stop: stop}
+	for _, proto := range [...]lb.Protocol{lb.TCP, lb.UDP} {
+		l := &lane{proto: proto, mark: mark, log: log, open: open, wake: make(chan struct{}, 1)}
+		l.idle.L = &l.mu
+		e.lanes[proto] = l
+		e.done.Go(func() { l.run(ctx) })
+	}
+	return e
+}
+
+// Evict asks for the end of flows and returns at once. It must be called after
+// the rules that made them are gone.
+func (e *Evictor) Evict(evictions ...Eviction) {
+	for _, eviction := range evictions {
+		if l := e.lanes[eviction.Key.Protocol]; l != nil {
+			l.ask(work{evictions: map[Eviction]bool{eviction: true}})
+		}
+	}
+}
+
+// Cancel takes back evictions that have not begun, because their backend serves
+// again.
+func (e *Evictor) Cancel(evictions ...Eviction) {
+	for _, eviction := range evictions {
+		if l := e.lanes[eviction.Key.Protocol]; l != nil {
+			l.cancel(eviction)
+		}
+	}
+}
+
+// Sweep asks for the end of all flows of ours that keep refuses, and returns at
+// once. A later Sweep takes the place of one that has not begun.
+func (e *Evictor) Sweep(keep Keep) {
+	for _, l := range e.lanes {
+		l.ask(work{keep: keep})
+	}
+}
+
+// Wait returns when nothing is left of what was asked for before the call, done
+// or given up, or when the Evictor is closed.
+func (e *Evictor) Wait() {
+	for _, l := range e.lanes {
+		l.wait()
+	}
+}
+
+// Close ends what is under way and waits for it. What was not done is dropped; a
+// Sweep after the next start makes up for it.
+func (e *Evictor) Close() error {
+	e.stop()
+	e.done.Wait()
+	return nil
+}
+
+// work is what a lane has to do.
+type work struct {
+	evictions map[Eviction]bool
+	keep      Keep
+}
+
+func (w work) empty() bool { return len(w.evictions) == 0 && w.keep == nil }
+
+// add joins newer work into w.
+func (w *work) add(newer work) {
+	if w.evictions == nil {
+		w.evictions = map[Eviction]bool{}
+	}
+	maps.Copy(w.evictions, newer.evictions)
+	if newer.keep != nil {
+		w.keep = newer.keep
+	}
+}
+
+// lane ends the flows of one protocol.
+type lane struct {
+	proto lb.Protocol
+	mark  uint32
+	log   *slog.Logger
+	open  func() (flowTable, error)
+	wake  chan struct{}
+
+	mu      sync.Mutex
+	idle    sync.Cond // signals that pending is empty and busy is false, or closed is true
+	pending work
+	busy    bool
+	closed  bool
+
+	table flowTable // of the goroutine; nil until needed
+}
+
+func (l *lane) ask(w work) {
+	l.mu.Lock()
+	l.pending.add(w)
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+func (l *lane) cancel(e Eviction) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pending.evictions, e)
+}
+
+func (l *lane) wait() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for !l.closed && (l.busy || !l.pending.empty()) {
+		l.idle.Wait()
+	}
+}
+
+// take returns what is to be done now, and nothing if there is nothing.
+func (l *lane) take() work {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.pending
+	l.pending = work{}
+	l.busy = !w.empty()
+	if !l.busy {
+		l.idle.Broadcast()
+	}
+	return w
+}
+
+// run is the goroutine of the lane.
+func (l *lane) run(ctx context.Context) {
+	defer l.end()
+	pause, attempt := evictRetryMin, 1
+	for {
+		w := l.take()
+		if w.empty() {
+			select {
+			case <-l.wake:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		err := l.do(ctx, w)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			pause, attempt = evictRetryMin, 1
+			continue
+		case attempt == evictAttempts:
+			l.log.Error("flows of removed backends could not be ended; given up: they last until they are idle",
+				"protocol", l.proto, "evictions", len(w.evictions), "error", err)
+			pause, attempt = evictRetryMin, 1
+			continue
+		case attempt == 1:
+			l.log.Warn("flows of removed backends could not be ended; trying again",
+				"protocol", l.proto, "evictions", len(w.evictions), "error", err)
+		}
+		l.giveBack(w)
+		if !sleep(ctx, pause) {
+			return
+		}
+		pause, attempt = min(2*pause, evictRetryMax), attempt+1
+	}
+}
+
+// giveBack puts work that failed behind what was asked for meanwhile.
+func (l *lane) giveBack(w work) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w.add(l.pending)
+	l.pending = w
+}
+
+// do does w once.
+func (l *lane) do(ctx context.Context, w work) (err error) {
+	if l.table == nil {
+		if l.table, err = l.open(); err != nil {
+			return err
+		}
+	}
+	start := time.Now()
+	var done Evicted
+	if len(w.evictions) > 0 {
+		done, err = l.table.Evict(ctx, slices.Collect(maps.Keys(w.evictions))...)
+	}
+	if w.keep != nil && err == nil {
+		var swept Evicted
+		swept, err = l.table.Sweep(ctx, l.proto, l.mark, w.keep)
+		done.Add(swept)
+	}
+	if done.Deleted > 0 {
+		l.log.Info("flows of removed backends ended", "protocol", l.proto,
+			"flows", done.Deleted, "reset", done.Poked, "took", time.Since(start))
+	}
+	return err
+}
+
+// end frees what the lane holds and lets go of those who wait.
+func (l *lane) end() {
+	if l.table != nil {
+		if err := l.table.Close(); err != nil {
+			l.log.Warn("conntrack sockets not closed", "error", err)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.idle.Broadcast()
+}
+
+// sleep waits for d and reports whether ctx lives on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
