@@ -23,9 +23,12 @@ type placed struct {
 
 // decide computes the next entry of one Key.
 func decide(before *entry, c choice, f Facts) *entry {
-	after := &entry{due: c.due, timeout: before.drainTimeout()}
+	after := &entry{due: c.due}
+	if before != nil {
+		after.owner, after.name, after.timeout = before.owner, before.name, before.timeout
+	}
 	if c.spec != nil {
-		after.owner, after.spec, after.mode = c.owner, c.spec, c.mode
+		after.owner, after.name, after.spec, after.mode = c.owner, c.spec.Name, c.spec, c.mode
 		after.timeout = c.spec.DrainTimeout
 		after.place(c.mode, serve(before.placed(c.mode), c.spec, f.Now))
 	}

@@ -14,6 +14,7 @@ import (
 // a Key that nobody knows.
 type entry struct {
 	owner   string   // the source that has the Key, also while it leaves
+	name    string   // what it calls the service
 	spec    *lb.Spec // nil: no source wants it any more
 	mode    lb.Mode  // of spec
 	timeout time.Duration
@@ -26,13 +27,6 @@ func (e *entry) ownerName() string {
 		return ""
 	}
 	return e.owner
-}
-
-func (e *entry) drainTimeout() time.Duration {
-	if e == nil {
-		return 0
-	}
-	return e.timeout
 }
 
 func (e *entry) empty() bool { return len(e.served) == 0 }

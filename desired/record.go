@@ -14,7 +14,9 @@ import (
 // is left and the wall clock of the writing, so that a clock that jumps can end a
 // drain early but never lengthen it.
 type record struct {
-	Owner   string                   `json:"owner,omitempty"`
+	Owner   string                   `json:"owner"`
+	Name    string                   `json:"name"`
+	Wanted  bool                     `json:"wanted"` // false: it is on its way out
 	Mode    lb.Mode                  `json:"mode,omitempty"`
 	Timeout time.Duration            `json:"drain_timeout_ns"`
 	Saved   time.Time                `json:"saved"`
@@ -35,7 +37,7 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 	if e == nil {
 		return nil, nil
 	}
-	r := record{Owner: e.owner, Mode: e.mode, Timeout: e.timeout, Saved: now, Served: map[lb.Mode]placedRecord{}}
+	r := record{Owner: e.owner, Name: e.name, Wanted: e.spec != nil, Mode: e.mode, Timeout: e.timeout, Saved: now, Served: map[lb.Mode]placedRecord{}}
 	for mode, p := range e.served {
 		pr := placedRecord{Service: p.Service, Leaving: p.Leaving, Refusing: p.Refusing}
 		for b, until := range p.Drains {
@@ -85,8 +87,8 @@ func restoreEntry(k lb.Key, raw []byte, f Facts, now time.Time) (*entry, error) 
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
-	e := &entry{owner: r.Owner, mode: r.Mode, timeout: r.Timeout}
-	if r.Owner != "" {
+	e := &entry{owner: r.Owner, name: r.Name, mode: r.Mode, timeout: r.Timeout}
+	if r.Wanted {
 		if e.spec = f.source(r.Owner).get(k); e.spec == nil {
 			return nil, fmt.Errorf("source %s has no accepted service of that name to back it", r.Owner)
 		}
@@ -98,7 +100,7 @@ func restoreEntry(k lb.Key, raw []byte, f Facts, now time.Time) (*entry, error) 
 		}
 		p := &placed{Service: pr.Service, Leaving: pr.Leaving, Refusing: pr.Refusing}
 		for b, left := range pr.Drains {
-			p.drain(nil, b, now.Add(min(left, left-gone)))
+			p.drain(nil, b, now.Add(left-gone))
 		}
 		e.place(mode, p)
 		e.wakeFor(p, now)

@@ -1,0 +1,78 @@
+package desired
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"vipd/lb"
+)
+
+// Service describes what was decided of one service in one mode.
+type Service struct {
+	Key        lb.Key        `json:"vip"`
+	Name       string        `json:"name"`
+	Source     string        `json:"source"`
+	Mode       lb.Mode       `json:"mode"`
+	Scheduler  lb.Scheduler  `json:"scheduler"`
+	Masquerade lb.Masquerade `json:"masquerade"`
+	Leaving    bool          `json:"leaving"` // no source wants it (in this mode) any more
+	Moving     bool          `json:"moving"`  // another mode serves it from now on
+	Backends   []Backend     `json:"backends"`
+}
+
+// Usable reports whether some backend may get new connections.
+func (s Service) Usable() bool {
+	return slices.ContainsFunc(s.Backends, func(b Backend) bool { return b.State == "active" && b.Weight > 0 })
+}
+
+// Backend describes a backend: active, draining with the time that is left, or
+// drained (its source lists it as draining and its time is over).
+type Backend struct {
+	Addr   netip.AddrPort `json:"addr"`
+	Weight uint16         `json:"weight"`
+	State  string         `json:"state"`
+	Left   time.Duration  `json:"drain_left_ns,omitempty"`
+}
+
+// Len returns how many services are known.
+func (m *Memo) Len() int { return len(m.entries) }
+
+// Services yields every service in every mode that serves it, in order.
+func (m *Memo) Services(now time.Time) iter.Seq[Service] {
+	return func(yield func(Service) bool) {
+		for _, k := range slices.SortedFunc(maps.Keys(m.entries), lb.Key.Compare) {
+			e := m.entries[k]
+			for _, mode := range slices.Sorted(maps.Keys(e.served)) {
+				if !yield(e.describe(mode, now)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (e *entry) describe(mode lb.Mode, now time.Time) Service {
+	p := e.served[mode]
+	s := Service{
+		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: mode, Scheduler: p.Service.Scheduler,
+		Masquerade: p.Service.Masquerade, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: []Backend{},
+	}
+	for _, b := range p.Service.Backends {
+		d := Backend{Addr: b.Addr, Weight: b.Weight, State: "active"}
+		if b.Draining {
+			d.State, d.Left = "draining", max(0, p.Drains[b.Addr].Sub(now))
+		}
+		s.Backends = append(s.Backends, d)
+	}
+	if e.spec != nil && !p.Leaving {
+		for _, b := range e.spec.Backends {
+			if _, served := p.Service.Backend(b.Addr); !served && b.State == lb.Draining {
+				s.Backends = append(s.Backends, Backend{Addr: b.Addr, Weight: b.Weight, State: "drained"})
+			}
+		}
+	}
+	return s
+}

@@ -1,0 +1,168 @@
+package reconciler
+
+import (
+	"slices"
+	"time"
+
+	"vipd/desired"
+	"vipd/discovery"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// Status is what can be asked of a running vipd. Its JSON form is stable and
+// documented in docs/operations.md.
+type Status struct {
+	Started  time.Time       `json:"started"`
+	Mode     lb.Mode         `json:"mode"`
+	Ready    bool            `json:"ready"` // every source has spoken and a pass has succeeded since
+	Pass     PassStatus      `json:"pass"`
+	Sources  []SourceStatus  `json:"sources"`
+	Services []ServiceStatus `json:"services"`
+	Problems []ProblemStatus `json:"problems"`
+	Findings []string        `json:"findings"` // what on this host hinders service
+	Config   ConfigStatus    `json:"config"`
+}
+
+// ConfigStatus tells which configuration is in force.
+type ConfigStatus struct {
+	File   string    `json:"file"`
+	Loaded time.Time `json:"loaded"`
+	Error  string    `json:"error,omitempty"` // why the last reload was refused; the one before is in force
+}
+
+// PassStatus tells of the last pass.
+type PassStatus struct {
+	Count      uint64        `json:"count"`
+	Started    time.Time     `json:"started"`
+	Duration   time.Duration `json:"duration_ns"`
+	Fresh      bool          `json:"read_kernel"` // all of the kernel was compared
+	Prune      bool          `json:"may_remove"`  // false until every source has spoken
+	Error      string        `json:"error,omitempty"`
+	StateError string        `json:"state_error,omitempty"`
+	Pending    bool          `json:"pending"` // there is something newer than this pass
+	Next       time.Time     `json:"next"`    // when the next one is due at the latest
+}
+
+// SourceStatus tells of one source.
+type SourceStatus struct {
+	Name     string                `json:"name"`
+	Class    discovery.Class       `json:"class,omitempty"`
+	Spoken   bool                  `json:"spoken"` // since the start; else the set of the last run is served
+	Error    string                `json:"error,omitempty"`
+	Revision string                `json:"revision,omitempty"`
+	Answered time.Time             `json:"answered"`
+	Services int                   `json:"services"`
+	Held     map[lb.Key]string     `json:"held"` // removals not believed yet, and why
+	Rejected []discovery.Rejection `json:"rejected"`
+}
+
+// ServiceStatus tells of one service in one mode.
+type ServiceStatus struct {
+	desired.Service
+	State string `json:"state"` // serving, refusing, draining, moving, quarantined, pending
+	Error string `json:"error,omitempty"`
+}
+
+// ProblemStatus is an entry that is not served.
+type ProblemStatus struct {
+	Key    lb.Key `json:"vip"`
+	Source string `json:"source"`
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// Status returns a snapshot of what is known. It never waits for the kernel.
+func (r *Reconciler) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	view := r.views.Get()
+	s := Status{
+		Started: r.started, Mode: r.settings.Mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
+		Sources: []SourceStatus{}, Services: []ServiceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
+	}
+	s.Pass.Pending = view.Seq != r.view.Seq || r.pass.Count == 0
+	for _, v := range view.Sources {
+		s.Sources = append(s.Sources, sourceStatus(v))
+	}
+	suspects := map[lb.Mode]map[lb.Key]error{}
+	for name, q := range r.stages {
+		suspects[name] = q.errors()
+	}
+	for svc := range r.memo.Services(time.Now()) {
+		s.Services = append(s.Services, r.serviceStatus(svc, suspects))
+	}
+	for k, p := range r.memo.Problems() {
+		s.Problems = append(s.Problems, ProblemStatus{k, p.Source, p.Name, p.Reason})
+	}
+	return s
+}
+
+func sourceStatus(v discovery.SourceView) SourceStatus {
+	s := SourceStatus{
+		Name: v.Name, Class: v.Class, Spoken: v.Spoken, Revision: v.Revision, Answered: v.Answered,
+		Services: len(v.Services), Held: map[lb.Key]string{}, Rejected: slices.Clone(v.Rejected),
+	}
+	if s.Rejected == nil {
+		s.Rejected = []discovery.Rejection{}
+	}
+	if v.Err != nil {
+		s.Error = v.Err.Error()
+	}
+	for k, h := range v.Held {
+		s.Held[k] = string(h.Kind)
+	}
+	return s
+}
+
+func (r *Reconciler) serviceStatus(svc desired.Service, suspects map[lb.Mode]map[lb.Key]error) ServiceStatus {
+	s := ServiceStatus{Service: svc}
+	err := suspects[doorStage][svc.Key]
+	if err == nil {
+		err = suspects[svc.Mode][svc.Key]
+	}
+	applied := r.stages[svc.Mode]
+	switch {
+	case err != nil:
+		s.State, s.Error = "quarantined", err.Error()
+	case applied == nil || applied.applied.Get(svc.Key) == nil:
+		s.State = "pending"
+	case svc.Moving:
+		s.State = "moving"
+	case svc.Leaving:
+		s.State = "draining"
+	case !svc.Usable():
+		s.State = "refusing"
+	default:
+		s.State = "serving"
+	}
+	return s
+}
+
+// note records how a pass went, and logs it when that is news.
+func (r *Reconciler) note(view *discovery.View, how proxier.How, o outcome, changed int, start, end time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.pass
+	r.view = view
+	r.pass.Count++
+	r.pass.Started, r.pass.Duration, r.pass.Fresh, r.pass.Prune = start, end.Sub(start), how.Fresh, how.Prune
+	r.pass.Next = r.throttle.next()
+	r.pass.Error = ""
+	switch {
+	case o.err != nil:
+		r.pass.Error = o.err.Error()
+		r.log.Error("pass failed; what was in place stands", "error", o.err, "retry", r.throttle.delay)
+	case changed > 0 || before.Error != "" || before.Count == 0:
+		r.log.Info("in place", "services", r.memo.Len(), "changed", changed, "took", end.Sub(start).Round(time.Microsecond))
+	}
+}
+
+func (r *Reconciler) setStateError(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pass.StateError = ""
+	if err != nil {
+		r.pass.StateError = err.Error()
+	}
+}
