@@ -25,7 +25,7 @@ func newAccount(start time.Time, r *rules, over func() error) *account {
 // settle counts the end of what began at a time: the one place where something
 // gets its class. An answer by a backend that was forbidden by then is Wrong.
 func (a *account) settle(began time.Time, backend string, err error) {
-	now := time.Now()
+	took := time.Since(began)
 	if since, forbidden := a.rules.forbids(backend, began); err == nil && forbidden {
 		err = &Fault{Wrong, fmt.Errorf("answered by %s, forbidden %s before", backend, since.Round(time.Millisecond))}
 	}
@@ -38,7 +38,7 @@ func (a *account) settle(began time.Time, backend string, err error) {
 	a.tally.Classes[ClassOf(err)]++
 	if backend != "" {
 		a.tally.Backends[backend]++
-		a.tally.Slowest = max(a.tally.Slowest, now.Sub(began))
+		a.tally.Longest = max(a.tally.Longest, took)
 	}
 	if err != nil {
 		a.example(err)

@@ -337,8 +337,8 @@ func TestAskSeesClientAndSize(t *testing.T) {
 	if _, err := (Request{Network: "udp", Target: closedPort(t)}).Ask(t.Context()); ClassOf(err) != Refused {
 		t.Errorf("a closed UDP port: %v", err)
 	}
-	if s.Requests() < 4 {
-		t.Errorf("%d requests", s.Requests())
+	if n, by := s.Requests(), s.Clients(); n != 4 || by[loopbacks[0].Addr()] != 2 || by[loopbacks[1].Addr()] != 2 {
+		t.Errorf("%d requests, clients %v", n, by)
 	}
 }
 
@@ -353,13 +353,13 @@ func TestSourcePortIsKept(t *testing.T) {
 func TestReportReadsWellAndTravels(t *testing.T) {
 	r := Report{
 		Elapsed: 2 * time.Second,
-		Connections: Tally{Total: 3, Classes: map[Class]int{OK: 2, Refused: 1}, Backends: map[string]int{"b2": 1, "b1": 1}, Slowest: time.Millisecond,
+		Connections: Tally{Total: 3, Classes: map[Class]int{OK: 2, Refused: 1}, Backends: map[string]int{"b2": 1, "b1": 1}, Longest: time.Millisecond,
 			Examples: []Example{{time.Second, Refused, "refused: connect to 192.0.2.10:80"}}},
 		Datagrams: Tally{Total: 1, Classes: map[Class]int{Timeout: 1}},
 	}
-	want := `connections                   2 ok, 1 refused (slowest 1ms)
+	want := `connections                   2 ok, 1 refused (longest 1ms)
   by backend                  b1 1, b2 1
-datagrams                     0 ok, 1 timeout (slowest 0s)
+datagrams                     0 ok, 1 timeout (longest 0s)
   by backend                  none answered
 lost                          2 of 4 in 2s
   after 1s                    connections: refused: connect to 192.0.2.10:80

@@ -25,10 +25,10 @@ type Report struct {
 // Tally counts one kind of traffic.
 type Tally struct {
 	Total    int            `json:"total"`
-	Classes  map[Class]int  `json:"classes"`  // they add up to Total
-	Backends map[string]int `json:"backends"` // answers by backend
-	Slowest  time.Duration  `json:"slowest_ns"`
-	Behind   time.Duration  `json:"behind_ns"` // how late the schedule was at worst: the generator's own fault
+	Classes  map[Class]int  `json:"classes"`    // they add up to Total
+	Backends map[string]int `json:"backends"`   // answers by backend
+	Longest  time.Duration  `json:"longest_ns"` // from beginning to end; of held connections: how long one was held
+	Behind   time.Duration  `json:"behind_ns"`  // how late the schedule was at worst: the generator's own fault
 	Examples []Example      `json:"examples,omitempty"`
 }
 
@@ -84,7 +84,7 @@ func (t Tally) summary() string {
 			parts = append(parts, fmt.Sprintf("%d %s", n, c))
 		}
 	}
-	return strings.Join(parts, ", ") + fmt.Sprintf(" (slowest %s)", t.Slowest.Round(10*time.Microsecond))
+	return strings.Join(parts, ", ") + fmt.Sprintf(" (longest %s)", t.Longest.Round(10*time.Microsecond))
 }
 
 func (t Tally) byBackend() string {

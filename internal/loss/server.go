@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -34,9 +35,10 @@ type Server struct {
 	cancel   context.CancelFunc
 	group    sync.WaitGroup
 
-	mu     sync.Mutex
-	open   map[io.Closer]bool // listeners and connections
-	closed bool
+	mu      sync.Mutex
+	open    map[io.Closer]bool // listeners and connections
+	closed  bool
+	clients map[netip.Addr]int
 }
 
 // Serve listens and answers until ctx ends or Close is called. When it returns
@@ -45,7 +47,7 @@ func Serve(ctx context.Context, o ServerOptions) (*Server, error) {
 	if o.Name == "" || strings.ContainsAny(o.Name, " \t\n") {
 		return nil, fmt.Errorf("%q cannot be the name of a server; use one word", o.Name)
 	}
-	s := &Server{name: o.Name, open: map[io.Closer]bool{}}
+	s := &Server{name: o.Name, open: map[io.Closer]bool{}, clients: map[netip.Addr]int{}}
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.group.Go(func() {
 		<-ctx.Done()
@@ -60,6 +62,20 @@ func Serve(ctx context.Context, o ServerOptions) (*Server, error) {
 
 // Requests returns how many requests were answered so far.
 func (s *Server) Requests() int64 { return s.requests.Load() }
+
+// Clients returns how many connections and datagrams came from each address. Behind
+// a load balancer that masquerades it is the load balancer's.
+func (s *Server) Clients() map[netip.Addr]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.clients)
+}
+
+func (s *Server) saw(client netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients[client.Addr().Unmap()]++
+}
 
 // Close resets the connections, frees the addresses and waits until all is over.
 func (s *Server) Close() {
@@ -129,6 +145,7 @@ func (s *Server) accept(l net.Listener) {
 
 func (s *Server) answerStream(conn net.Conn) {
 	client := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+	s.saw(client)
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 0, 512), maxRequest)
 	var answer []byte
@@ -149,6 +166,7 @@ func (s *Server) answerDatagrams(conn *net.UDPConn) {
 		if err != nil {
 			return
 		}
+		s.saw(client)
 		token := strings.TrimSuffix(string(buf[:n]), "\n")
 		answer = formatAnswer(answer[:0], s.name, client, []byte(token))
 		if _, err := conn.WriteToUDPAddrPort(answer, client); err == nil {
