@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// runUnit runs all tests without the tag: race detector, shuffled. What leaks
+// goroutines fails by itself (goleak in TestMain).
+func runUnit(ctx context.Context, to *reporter) ([]string, error) {
+	return nil, to.command(command(ctx, "unit", "go", "test", "-race", "-shuffle=on", "-timeout=10m", "-json", "./..."))
+}
+
+// runKernel runs the tests with the tag kernel on the kernel of this machine, one
+// package at a time, since they measure what the kernel does.
+func runKernel(ctx context.Context, to *reporter) ([]string, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("needs root, to make network namespaces")
+	}
+	found, err := kernelTests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	binaries, err := buildPrograms(ctx, "race", "-race")
+	if err != nil {
+		return nil, err
+	}
+	timeout := "20m"
+	if os.Getenv("VIPD_SOAK") != "" {
+		timeout = "6h"
+	}
+	var paths, names []string
+	for _, p := range found {
+		paths = append(paths, p.path)
+		names = append(names, p.tests...)
+	}
+	cmd := command(ctx, "kernel", "go", append([]string{"test", "-tags=kernel", "-race", "-p=1", "-timeout=" + timeout,
+		"-json", "-run=" + pattern(names)}, paths...)...)
+	cmd.Env = append(cmd.Env, binaries)
+	return paths, to.command(cmd)
+}
+
+// command returns a command of a lane: it is told the lane's name, and, when ctx ends,
+// interrupted, so that it ends its children, and killed if it does not.
+func command(ctx context.Context, lane, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "VIPD_LANE="+lane)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
+	return cmd
+}
+
+// pattern returns the argument of -run that matches exactly the named tests.
+func pattern(names []string) string {
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	return "^(" + strings.Join(names, "|") + ")$"
+}
+
+// buildPrograms builds the programs of the repository into a directory of their own
+// and returns the setting that tells the tests of it.
+func buildPrograms(ctx context.Context, dir string, flags ...string) (string, error) {
+	bin, err := filepath.Abs(filepath.Join(".cache", "bin", dir))
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return "", err
+	}
+	list := exec.CommandContext(ctx, "go", "list", "-f", `{{if eq .Name "main"}}{{.ImportPath}}{{end}}`, "./...")
+	out, err := list.Output()
+	if err != nil {
+		return "", fmt.Errorf("list programs: %w", err)
+	}
+	args := append(append([]string{"build", "-o", bin}, flags...), strings.Fields(string(out))...)
+	build := exec.CommandContext(ctx, "go", args...)
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return "", fmt.Errorf("build programs: %w", err)
+	}
+	return "VIPD_BIN_DIR=" + bin, nil
+}
+
+// pkg is a package with kernel tests.
+type pkg struct {
+	path, dir string
+	tests     []string // of the files with the tag kernel
+}
+
+// kernelTests finds the tests in files that are there with the tag kernel only.
+func kernelTests(ctx context.Context) ([]pkg, error) {
+	plain, err := testFiles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tagged, err := testFiles(ctx, "-tags=kernel")
+	if err != nil {
+		return nil, err
+	}
+	var found []pkg
+	for _, p := range tagged {
+		var without []string
+		if i := slices.IndexFunc(plain, func(q listed) bool { return q.ImportPath == p.ImportPath }); i >= 0 {
+			without = plain[i].files()
+		}
+		var tests []string
+		for _, f := range p.files() {
+			if slices.Contains(without, f) {
+				continue
+			}
+			names, err := testsIn(filepath.Join(p.Dir, f))
+			if err != nil {
+				return nil, err
+			}
+			tests = append(tests, names...)
+		}
+		if len(tests) > 0 {
+			found = append(found, pkg{p.ImportPath, p.Dir, tests})
+		}
+	}
+	if len(found) == 0 {
+		return nil, errors.New("found no test with the tag kernel")
+	}
+	return found, nil
+}
+
+// listed is what `go list -json` says of a package.
+type listed struct {
+	ImportPath, Dir           string
+	TestGoFiles, XTestGoFiles []string
+}
+
+func (l listed) files() []string { return slices.Concat(l.TestGoFiles, l.XTestGoFiles) }
+
+func testFiles(ctx context.Context, flags ...string) ([]listed, error) {
+	args := append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list packages: %w", err)
+	}
+	var all []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var l listed
+		switch err := d.Decode(&l); {
+		case errors.Is(err, io.EOF):
+			return all, nil
+		case err != nil:
+			return nil, fmt.Errorf("list packages: %w", err)
+		}
+		all = append(all, l)
+	}
+}
+
+// testsIn returns the names of the tests in a file.
+func testsIn(file string) ([]string, error) {
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, d := range f.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") && fn.Name.Name != "TestMain" {
+			names = append(names, fn.Name.Name)
+		}
+	}
+	return names, nil
+}

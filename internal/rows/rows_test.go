@@ -1,0 +1,79 @@
+package rows
+
+import (
+	"strings"
+	"testing"
+
+	"vipd/internal/testrun"
+)
+
+func TestRowsAreAllThere(t *testing.T) {
+	all, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[byte]int{}
+	for _, r := range all {
+		count[r.ID[0]]++
+	}
+	if count['B'] != 78 || count['F'] != 132 {
+		t.Errorf("%d behaviours and %d failures, want 78 and 132", count['B'], count['F'])
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, text := range []string{"B1 no tab", "X1\twrong letter", "B0\tzero", "B1\ttwice\nB1\ttwice", "B1\t", "B1\ta\tb\tc"} {
+		if _, err := parse(text); err == nil || !strings.HasPrefix(err.Error(), "rows.txt:") {
+			t.Errorf("parse(%q) = %v, want an error with its place", text, err)
+		}
+	}
+}
+
+func TestRowsOfName(t *testing.T) {
+	tests := []struct{ name, want string }{
+		{"TestB1_TCP", "B1"},
+		{"TestB1_B27_TCP", "B1 B27"},
+		{"TestWalk/B63_kill", "B63"},
+		{"TestWalk/deep/F75_kill", "F75"},
+		{"TestB1_TCP/other", ""},
+		{"TestB1", ""},
+		{"TestBad_Name", ""},
+		{"TestF012_Zero", ""},
+	}
+	for _, tt := range tests {
+		if got := strings.Join(rowsOf(tt.name), " "); got != tt.want {
+			t.Errorf("rowsOf(%q) = %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestJudge(t *testing.T) {
+	all := []Row{{ID: "B1"}, {ID: "B2"}, {ID: "B3"}, {ID: "B4", Reason: "of no use"}, {ID: "B5"}, {ID: "B6"}, {ID: "B7"}}
+	tests := []*testrun.Test{
+		{Name: "TestB1_A", Verdict: testrun.Pass},
+		{Name: "TestX/B1_b", Verdict: testrun.Pass},
+		{Name: "TestB2_A", Verdict: testrun.Pass},
+		{Name: "TestB2_B", Verdict: testrun.Fail},
+		{Name: "TestB3_A", Verdict: testrun.Skip},
+		{Name: "TestB5_A", Verdict: testrun.Skip},
+		{Name: "TestB5_A", Verdict: testrun.Pass}, // in another lane
+		{Name: "TestB6_A", Verdict: testrun.None}, // its process died
+		{Name: "TestB99_A", Verdict: testrun.Pass},
+	}
+	table := Judge(all, tests)
+	want := []State{Passed, Failed, NotYet, NotApplicable, Passed, Failed, NotYet}
+	for i, r := range table.Rows {
+		if r.State != want[i] {
+			t.Errorf("row %s is %q, want %q", r.ID, r.State, want[i])
+		}
+	}
+	if len(table.Unknown) != 1 || !strings.Contains(table.Unknown[0], "B99") {
+		t.Errorf("unknown rows: %q, want B99", table.Unknown)
+	}
+	if table.Err() == nil {
+		t.Error("a failed row is no error")
+	}
+	if got, want := table.Summary(), "rows: 2 passed, 2 failed, 2 not yet, 1 not applicable"; got != want {
+		t.Errorf("summary is %q, want %q", got, want)
+	}
+}
