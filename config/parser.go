@@ -1,0 +1,242 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"vipd/lb"
+)
+
+// parser makes one Config of some files.
+type parser struct {
+	modes     map[lb.Mode]Capability
+	modeNames []string // sorted
+	keys      []key
+	known     map[string]bool // path of a key or a table: whether it is a table
+	problems  problems
+	config    *Config
+	mainFile  string
+	entries   []*entry
+}
+
+func newParser(modes map[lb.Mode]Capability) *parser {
+	p := &parser{modes: modes, known: map[string]bool{}, config: Default()}
+	for m := range modes {
+		p.modeNames = append(p.modeNames, string(m))
+	}
+	slices.Sort(p.modeNames)
+	p.keys = p.settings()
+	paths := slices.Clone(serviceKeys)
+	for _, k := range p.keys {
+		paths = append(paths, k.path)
+	}
+	for _, path := range paths {
+		p.known[path] = false
+		for i, c := range path {
+			if c == '.' {
+				p.known[path[:i]] = true
+			}
+		}
+	}
+	return p
+}
+
+// file reads one file; the first one is the main file.
+func (p *parser) file(index int, f File) {
+	root, ok := parseFile(&source{name: f.Name, index: index, data: f.Data, problems: &p.problems})
+	if index == 0 {
+		p.mainFile = f.Name
+		if ok {
+			p.globals(root)
+		}
+	} else if ok {
+		p.onlyServices(root)
+	}
+	if ok {
+		for _, t := range root.tables("service") {
+			p.entries = append(p.entries, p.service(t))
+		}
+	}
+}
+
+// globals reads all that is no [[service]].
+func (p *parser) globals(root node) {
+	p.checkKeys(root)
+	for _, k := range p.keys {
+		if n, found := root.lookup(k.path); found {
+			k.read(n, p.config)
+		}
+	}
+	c := p.config
+	if _, found := root.lookup("vip.allowed"); !found {
+		at, _ := root.lookup("vip")
+		at.failKey(`vip.allowed is missing; name the prefixes that VIPs may be in, like allowed = ["192.0.2.0/24"]`)
+	}
+	if c.Sync.SyncPeriod < c.Sync.MinSyncPeriod {
+		n, found := root.lookup("sync.sync_period")
+		if !found {
+			n, _ = root.lookup("sync.min_sync_period")
+		}
+		n.fail("sync_period %s is shorter than min_sync_period %s; make it at least as long",
+			formatDuration(c.Sync.SyncPeriod), formatDuration(c.Sync.MinSyncPeriod))
+	}
+	if n, found := root.lookup("defaults.scheduler"); found {
+		p.checkScheduler(n, "", c.Defaults.Scheduler)
+	}
+}
+
+// lookup returns the value at a dotted path outside of lists. If it is not there
+// the node is the last table on the way.
+func (n node) lookup(path string) (node, bool) {
+	for name := range strings.SplitSeq(path, ".") {
+		f, found := n.field(name)
+		if !found {
+			return n, false
+		}
+		f.table = join(n.table, name)
+		n = f
+	}
+	return n, true
+}
+
+// checkKeys reports the keys of a table that are not known, and the tables in it
+// that are none.
+func (p *parser) checkKeys(n node) {
+	for _, name := range n.names() {
+		if p.problems.full {
+			return // looking for near words costs more than the file is worth
+		}
+		path := join(n.table, name)
+		f := node{n.src, n.inside(name), path, nil}
+		isTable, known := p.known[path]
+		switch {
+		case slices.Contains(laterKeys, path):
+			f.failKey("%s is not available in this version of vipd; remove it", path)
+		case !known:
+			f.failKey("unknown key %s%s; %s", quote(name), in(n.table), p.suggestKey(n.table, name))
+		case isTable && !isList(path):
+			if t, ok := n.subtable(name); ok {
+				p.checkKeys(t)
+			}
+		}
+	}
+}
+
+// isList says whether a table stands in double brackets.
+func isList(table string) bool { return table == "service" || table == "service.backend" }
+
+// in names a table in a message.
+func in(table string) string {
+	switch {
+	case table == "":
+		return ""
+	case isList(table):
+		return " in [[" + table + "]]"
+	}
+	return " in [" + table + "]"
+}
+
+// suggestKey says what an unknown key could have been: a key of that table, or
+// the same word in another table.
+func (p *parser) suggestKey(table, name string) string {
+	var here, elsewhere []string
+	for path := range p.known {
+		parent, last := "", path
+		if i := strings.LastIndexByte(path, '.'); i >= 0 {
+			parent, last = path[:i], path[i+1:]
+		}
+		if parent == table {
+			here = append(here, last)
+		} else if last == name && parent != "" {
+			elsewhere = append(elsewhere, strings.TrimSpace(strings.TrimPrefix(in(parent), " in ")))
+		}
+	}
+	slices.Sort(here)
+	slices.Sort(elsewhere)
+	if _, near := nearest(name, here); !near && len(elsewhere) > 0 {
+		return "it belongs in " + strings.Join(elsewhere, " or ")
+	}
+	return suggest(name, here)
+}
+
+// onlyServices reports what may not stand in a file of conf.d.
+func (p *parser) onlyServices(root node) {
+	for _, name := range root.names() {
+		if name == "service" {
+			continue
+		}
+		f := node{root.src, root.inside(name), name, nil}
+		if _, known := p.known[name]; known {
+			f.failKey("only [[service]] may stand in a file of conf.d; move %s to %s", name, p.mainFile)
+		} else {
+			f.failKey("unknown key %s; only [[service]] may stand in a file of conf.d", quote(name))
+		}
+	}
+}
+
+// modesFor returns the modes that may come to serve a service of that mode, the
+// empty one meaning that it does not say.
+func (p *parser) modesFor(m lb.Mode) []string {
+	if m == "" {
+		m = p.config.Proxy.Mode
+	}
+	if m == Auto {
+		return p.modeNames
+	}
+	return []string{string(m)}
+}
+
+// mode reads the name of a mode that this program has.
+func (p *parser) mode(n node, name string, words []string) (lb.Mode, bool) {
+	exists := []string{string(lb.IPTables), string(lb.IPVS), string(lb.Userspace)}
+	if slices.Contains(exists, name) && !slices.Contains(words, name) {
+		n.fail("mode %s is not available in this version of vipd; use %s", name, strings.Join(words, " or "))
+		return "", false
+	}
+	s, ok := n.word(words...)
+	return lb.Mode(s), ok
+}
+
+// checkScheduler reports a scheduler that no mode in question knows.
+func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) {
+	modes := p.modesFor(m)
+	var can []string
+	for _, name := range modes {
+		for _, known := range p.modes[lb.Mode(name)].Schedulers {
+			can = append(can, string(known))
+		}
+	}
+	if len(modes) > 0 && !slices.Contains(can, string(s)) {
+		n.fail("mode %s cannot do scheduler %s; it knows %s", strings.Join(modes, " or "), s, strings.Join(can, ", "))
+	}
+}
+
+// checkProtocol reports a protocol that no mode in question knows.
+func (p *parser) checkProtocol(n node, m lb.Mode, proto lb.Protocol) {
+	modes := p.modesFor(m)
+	var can []string
+	for _, name := range modes {
+		for _, known := range p.modes[lb.Mode(name)].Protocols {
+			can = append(can, known.String())
+		}
+	}
+	if len(modes) > 0 && !slices.Contains(can, proto.String()) {
+		n.fail("mode %s cannot do protocol %s; it knows %s", strings.Join(modes, " or "), proto, strings.Join(can, ", "))
+	}
+}
+
+// inAllowed says whether a VIP is inside vip.allowed. If that could not be read
+// (it may not be empty) the VIP is not to blame.
+func (p *parser) inAllowed(a netip.Addr) bool {
+	allowed := p.config.VIP.Allowed
+	return len(allowed) == 0 || slices.ContainsFunc(allowed, func(prefix netip.Prefix) bool { return prefix.Contains(a) })
+}
+
+// warn notes what is allowed and probably not meant.
+func (p *parser) warn(n node, format string, args ...any) {
+	if len(p.config.Warnings) < maxErrors {
+		p.config.Warnings = append(p.config.Warnings, n.String()+": "+fmt.Sprintf(format, args...))
+	}
+}

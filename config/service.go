@@ -1,0 +1,200 @@
+package config
+
+import (
+	"net/netip"
+	"regexp"
+	"time"
+
+	"vipd/lb"
+)
+
+// entry is a [[service]] as it is written, with what it inherits.
+type entry struct {
+	at         node
+	name       string
+	vips       []placed[netip.Addr]
+	ports      []placed[uint16]
+	protocol   lb.Protocol
+	mode       lb.Mode
+	scheduler  lb.Scheduler
+	drain      time.Duration
+	masquerade lb.Masquerade
+	backends   []placed[backend]
+	whole      bool // every VIP and backend could be read
+}
+
+// placed is a value and where it was read.
+type placed[T any] struct {
+	at node
+	v  T
+}
+
+// serviceName is what a name may be: it goes into messages, file names and URLs.
+var serviceName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,63}$`)
+
+// service reads a [[service]].
+func (p *parser) service(n node) *entry {
+	p.checkKeys(n)
+	d := p.config.Defaults
+	e := &entry{
+		at: n, protocol: lb.TCP, scheduler: d.Scheduler, drain: d.DrainTimeout, masquerade: d.Masquerade, whole: true,
+	}
+	if _, found := n.field("name"); !found {
+		n.failKey(`the service has no name; add one like name = "web"`)
+	}
+	optional(n, "name", readName, &e.name)
+	e.vips = oneOrMore(e, "vip", "vips", `vip = "192.0.2.10"`, p.readVIP)
+	e.ports = oneOrMore(e, "port", "ports", "port = 80", readPort)
+	optional(n, "mode", p.readMode, &e.mode)
+	if optional(n, "protocol", readProtocol, &e.protocol) {
+		f, _ := n.field("protocol")
+		p.checkProtocol(f, e.mode, e.protocol)
+	}
+	if optional(n, "scheduler", p.readScheduler, &e.scheduler) {
+		f, _ := n.field("scheduler")
+		p.checkScheduler(f, e.mode, e.scheduler)
+	} else if e.mode != "" {
+		p.checkScheduler(n, e.mode, e.scheduler)
+	}
+	optional(n, "drain_timeout", readDrainTimeout, &e.drain)
+	optional(n, "masquerade", readMasquerade, &e.masquerade)
+	p.backends(e)
+	return e
+}
+
+// optional reads a key into a variable, and returns whether it was there and right.
+func optional[T any](n node, name string, read func(node) (T, bool), into *T) bool {
+	f, found := n.field(name)
+	if !found {
+		return false
+	}
+	v, ok := read(f)
+	if ok {
+		*into = v
+	}
+	return ok
+}
+
+// oneOrMore reads a key that has a plural. One of the two must be there.
+func oneOrMore[T comparable](e *entry, singular, plural, example string, read func(node) (T, bool)) []placed[T] {
+	one, hasOne := e.at.field(singular)
+	many, hasMany := e.at.field(plural)
+	list := []node{one}
+	switch {
+	case hasOne && hasMany:
+		many.failKey("%s and %s exclude each other; put all into %s", singular, plural, plural)
+	case !hasOne && !hasMany:
+		e.at.failKey("the service has no %s; add one like %s", singular, example)
+		return nil
+	}
+	if hasMany {
+		list, _ = many.list()
+		if values, isList := many.value.([]any); isList && len(values) == 0 {
+			many.fail("%s is empty; add one, or remove the service", plural)
+		}
+	}
+	var all []placed[T]
+	seen := map[T]bool{}
+	for _, n := range list {
+		v, ok := read(n)
+		if !ok {
+			e.whole = false
+			continue
+		}
+		if seen[v] {
+			n.fail("%s %v stands twice in this service; remove one", singular, v)
+			continue
+		}
+		seen[v] = true
+		all = append(all, placed[T]{n, v})
+	}
+	return all
+}
+
+func readName(n node) (string, bool) {
+	s, ok := n.text()
+	if ok && !serviceName.MatchString(s) {
+		n.fail("%s cannot be the name of a service; use 1 to 63 of A-Z a-z 0-9 . _ -", quote(s))
+		return "", false
+	}
+	return s, ok
+}
+
+func readPort(n node) (uint16, bool) {
+	i, ok := n.integer(1, 65535)
+	return uint16(i), ok //nolint:gosec // in range if ok
+}
+
+func readProtocol(n node) (lb.Protocol, bool) {
+	s, ok := n.text()
+	if !ok {
+		return 0, false
+	}
+	proto, err := lb.ParseProtocol(s)
+	if err != nil {
+		n.fail("%s is not a protocol; %s", quote(s), suggest(s, []string{"tcp", "udp"}))
+		return 0, false
+	}
+	return proto, true
+}
+
+func (p *parser) readMode(n node) (lb.Mode, bool) {
+	s, ok := n.text()
+	if !ok {
+		return "", false
+	}
+	return p.mode(n, s, p.modeNames)
+}
+
+// schedulerNames has the long name of each scheduler of the kernel: ipvsadm(8).
+var schedulerNames = []struct {
+	name lb.Scheduler
+	long string
+}{
+	{lb.RR, "round-robin"},
+	{lb.WRR, "weighted-round-robin"},
+	{"lc", "least-connection"},
+	{"wlc", "weighted-least-connection"},
+	{"lblc", "locality-based-least-connection"},
+	{"lblcr", "locality-based-least-connection-with-replication"},
+	{"dh", "destination-hashing"},
+	{"sh", "source-hashing"},
+	{"sed", "shortest-expected-delay"},
+	{"nq", "never-queue"},
+	{"fo", "weighted-failover"},
+	{"ovf", "weighted-overflow"},
+	{"mh", "maglev-hashing"},
+	{"twos", "twos-choice"},
+}
+
+// readScheduler takes the short and the long name. Whether a mode has it is for
+// checkScheduler to say.
+func (p *parser) readScheduler(n node) (lb.Scheduler, bool) {
+	s, ok := n.text()
+	if !ok {
+		return "", false
+	}
+	var available []string
+	for _, known := range schedulerNames {
+		if s == string(known.name) || s == known.long {
+			return known.name, true
+		}
+		for _, mode := range p.modeNames {
+			for _, can := range p.modes[lb.Mode(mode)].Schedulers {
+				if can == known.name {
+					available = append(available, string(known.name), known.long)
+				}
+			}
+		}
+	}
+	n.fail("%s is not a scheduler; %s", quote(s), suggest(s, available))
+	return "", false
+}
+
+// title shows a service in a message.
+func (e *entry) title() string {
+	if e.name == "" {
+		return "the service at " + e.at.String()
+	}
+	return "service " + quote(e.name)
+}
