@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -257,3 +258,33 @@ func (m *member) Report(report Report) {
 }
 
 var _ Sink = (*member)(nil)
+
+// With returns the View as it would be after a source answered with set under
+// policy p. It is pure: Plan asks it what a new configuration would lead to.
+func (v *View) With(source string, set Set, p Policy, now time.Time) *View {
+	next := &View{Seq: v.Seq, Sources: slices.Clone(v.Sources)}
+	for i, s := range next.Sources {
+		if s.Name != source {
+			continue
+		}
+		l := &ledger{services: s.Services, held: s.Held}
+		l, class := l.accept(set, p, now, v.rival(source))
+		next.Sources[i] = SourceView{
+			Name: s.Name, Services: l.services, Held: l.held, Rejected: set.Rejected,
+			Spoken: true, Class: class, Revision: set.Revision, Answered: now,
+		}
+	}
+	return next
+}
+
+// rival returns whether another source than this one claims a Key with a live entry.
+func (v *View) rival(source string) func(lb.Key) bool {
+	return func(k lb.Key) bool {
+		for _, s := range v.Sources {
+			if _, held := s.Held[k]; s.Name != source && !held && (&ledger{services: s.Services}).get(k) != nil {
+				return true
+			}
+		}
+		return false
+	}
+}

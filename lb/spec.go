@@ -103,3 +103,8 @@ func compareState(a, b AdminState) int {
 	order := []AdminState{Active, Draining, Disabled}
 	return slices.Index(order, a) - slices.Index(order, b)
 }
+
+// SortSpecs sorts specs by Key, in place.
+func SortSpecs(specs []*Spec) {
+	slices.SortFunc(specs, func(a, b *Spec) int { return a.Key.Compare(b.Key) })
+}

@@ -63,3 +63,20 @@ func replaceFile(path string, content []byte) (*os.File, error) {
 	}
 	return file, nil
 }
+
+// Remove deletes the log of a directory that nobody uses. That there is none is
+// no error.
+func Remove(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, err := acquire(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	if err := os.Remove(filepath.Join(dir, logName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("state log: %w", err)
+	}
+	return nil
+}

@@ -22,15 +22,16 @@ type Source struct {
 // New returns a source of these services. revision tells this version of the
 // file from others.
 func New(services []*lb.Spec, revision string) *Source {
-	return &Source{set: latest.New(asSet(services, revision))}
+	return &Source{set: latest.New(Set(services, revision))}
 }
 
 // Update replaces the services. They must be normalized and not change after.
 func (s *Source) Update(services []*lb.Spec, revision string) {
-	s.set.Set(asSet(services, revision))
+	s.set.Set(Set(services, revision))
 }
 
-func asSet(services []*lb.Spec, revision string) discovery.Set {
+// Set is what the source publishes for these services.
+func Set(services []*lb.Spec, revision string) discovery.Set {
 	return discovery.Set{Services: services, Verified: true, Revision: revision}
 }
 
