@@ -65,7 +65,6 @@ const (
 	filterDstPort = 1 << 5
 )
 
-
 // Bits of CTA_STATUS.
 const (
 	statusConfirmed    = 1 << 3
@@ -157,20 +156,26 @@ type filter struct {
 	mark    uint32         // a bit set in the connmark; known to every kernel
 }
 
-// dumpRequest asks for the entries that f lets through.
+// dumpRequest asks for the entries that f lets through. IPv6 is filtered by ports
+// only: the kernel compares IPv6 addresses the wrong way round and would leave out
+// just what is asked for (ctnetlink_filter_match_tuple; seen on Linux 6.18).
 func dumpRequest(f filter) message {
 	m := newMessage(msgGet, unix.NLM_F_DUMP, f.family)
 	if f.mark != 0 {
 		m.uint32(ctaMark, f.mark)
 		m.uint32(ctaMarkMask, f.mark)
 	}
+	var addresses uint32
+	if f.family == IPv4 {
+		addresses = filterSrc | filterDst
+	}
 	orig, reply := uint32(filterProto), uint32(0)
 	m.tuple(ctaTupleOrig, tuple{proto: f.proto, dst: f.to})
 	if f.to.IsValid() {
-		orig |= filterDst | filterDstPort
+		orig |= filterDst&addresses | filterDstPort
 	}
 	if f.backend.IsValid() {
-		reply = filterProto | filterSrc | filterSrcPort
+		reply = filterProto | filterSrc&addresses | filterSrcPort
 		m.tuple(ctaTupleReply, tuple{proto: f.proto, src: f.backend})
 	}
 	m.tree(ctaFilter, func() {

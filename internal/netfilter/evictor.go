@@ -64,9 +64,15 @@ func newEvictor(mark uint32, log *slog.Logger, open func() (flowTable, error)) *
 // Evict asks for the end of flows and returns at once. It must be called after
 // the rules that made them are gone.
 func (e *Evictor) Evict(evictions ...Eviction) {
-	for _, eviction := range evictions {
-		if l := e.lanes[eviction.Key.Protocol]; l != nil {
-			l.ask(work{evictions: map[Eviction]bool{eviction: true}})
+	for proto, l := range e.lanes {
+		w := work{evictions: map[Eviction]bool{}}
+		for _, eviction := range evictions {
+			if eviction.Key.Protocol == proto {
+				w.evictions[eviction] = true
+			}
+		}
+		if !w.empty() {
+			l.ask(w)
 		}
 	}
 }
@@ -89,12 +95,15 @@ func (e *Evictor) Sweep(keep Keep) {
 	}
 }
 
-// Wait returns when nothing is left of what was asked for before the call, done
-// or given up, or when the Evictor is closed.
-func (e *Evictor) Wait() {
+// Wait returns when nothing is left to do, done or given up, or when the Evictor
+// is closed; or with the error of ctx.
+func (e *Evictor) Wait(ctx context.Context) error {
 	for _, l := range e.lanes {
-		l.wait()
+		if err := l.wait(ctx); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // Close ends what is under way and waits for it. What was not done is dropped; a
@@ -133,9 +142,9 @@ type lane struct {
 	wake  chan struct{}
 
 	mu      sync.Mutex
-	idle    sync.Cond // signals that pending is empty and busy is false, or closed is true
+	idle    sync.Cond // signals that there is nothing pending nor current, or closed is true
 	pending work
-	busy    bool
+	current work // what the goroutine is at
 	closed  bool
 
 	table flowTable // of the goroutine; nil until needed
@@ -155,27 +164,41 @@ func (l *lane) cancel(e Eviction) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.pending.evictions, e)
+	delete(l.current.evictions, e) // so that it is not tried again
 }
 
-func (l *lane) wait() {
+func (l *lane) wait(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.idle.Broadcast()
+	})()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.closed && (l.busy || !l.pending.empty()) {
+	for !l.closed && ctx.Err() == nil && !(l.current.empty() && l.pending.empty()) {
 		l.idle.Wait()
 	}
+	return ctx.Err()
 }
 
-// take returns what is to be done now, and nothing if there is nothing.
-func (l *lane) take() work {
+// take ends the current work and returns the next, or false if there is none.
+func (l *lane) take() (evictions []Eviction, keep Keep, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w := l.pending
-	l.pending = work{}
-	l.busy = !w.empty()
-	if !l.busy {
+	l.current, l.pending = l.pending, work{}
+	if l.current.empty() {
 		l.idle.Broadcast()
+		return nil, nil, false
 	}
-	return w
+	return slices.Collect(maps.Keys(l.current.evictions)), l.current.keep, true
+}
+
+// giveBack puts the current work, which failed, behind what was asked for since.
+func (l *lane) giveBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current.add(l.pending)
+	l.current, l.pending = work{}, l.current
 }
 
 // run is the goroutine of the lane.
@@ -183,8 +206,8 @@ func (l *lane) run(ctx context.Context) {
 	defer l.end()
 	pause, attempt := evictRetryMin, 1
 	for {
-		w := l.take()
-		if w.empty() {
+		evictions, keep, ok := l.take()
+		if !ok {
 			select {
 			case <-l.wake:
 				continue
@@ -192,7 +215,7 @@ func (l *lane) run(ctx context.Context) {
 				return
 			}
 		}
-		err := l.do(ctx, w)
+		err := l.do(ctx, evictions, keep)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -201,14 +224,14 @@ func (l *lane) run(ctx context.Context) {
 			continue
 		case attempt == evictAttempts:
 			l.log.Error("flows of removed backends could not be ended; given up: they last until they are idle",
-				"protocol", l.proto, "evictions", len(w.evictions), "error", err)
+				"protocol", l.proto, "evictions", len(evictions), "error", err)
 			pause, attempt = evictRetryMin, 1
 			continue
 		case attempt == 1:
 			l.log.Warn("flows of removed backends could not be ended; trying again",
-				"protocol", l.proto, "evictions", len(w.evictions), "error", err)
+				"protocol", l.proto, "evictions", len(evictions), "error", err)
 		}
-		l.giveBack(w)
+		l.giveBack()
 		if !sleep(ctx, pause) {
 			return
 		}
@@ -216,16 +239,8 @@ func (l *lane) run(ctx context.Context) {
 	}
 }
 
-// giveBack puts work that failed behind what was asked for meanwhile.
-func (l *lane) giveBack(w work) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	w.add(l.pending)
-	l.pending = w
-}
-
-// do does w once.
-func (l *lane) do(ctx context.Context, w work) (err error) {
+// do makes one attempt.
+func (l *lane) do(ctx context.Context, evictions []Eviction, keep Keep) (err error) {
 	if l.table == nil {
 		if l.table, err = l.open(); err != nil {
 			return err
@@ -233,12 +248,12 @@ func (l *lane) do(ctx context.Context, w work) (err error) {
 	}
 	start := time.Now()
 	var done Evicted
-	if len(w.evictions) > 0 {
-		done, err = l.table.Evict(ctx, slices.Collect(maps.Keys(w.evictions))...)
+	if len(evictions) > 0 {
+		done, err = l.table.Evict(ctx, evictions...)
 	}
-	if w.keep != nil && err == nil {
+	if keep != nil && err == nil {
 		var swept Evicted
-		swept, err = l.table.Sweep(ctx, l.proto, l.mark, w.keep)
+		swept, err = l.table.Sweep(ctx, l.proto, l.mark, keep)
 		done.Add(swept)
 	}
 	if done.Deleted > 0 {
