@@ -2,6 +2,7 @@
 // what failed. It runs from the root of the repository, as make does.
 //
 //	go run ./hack/lane unit kernel vm
+//	PKG=./vip/... go run ./hack/lane kernel
 //
 // Each lane leaves its events in .cache/results/LANE.json, for `make rows`. A lane
 // fails if a test fails, if no test passed, if a package of it ran nothing, or if a

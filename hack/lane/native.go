@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,10 +18,13 @@ import (
 	"time"
 )
 
+// packages is what the lanes run: everything, or what PKG says.
+func packages() string { return cmp.Or(os.Getenv("PKG"), "./...") }
+
 // runUnit runs all tests without the tag: race detector, shuffled. What leaks
 // goroutines fails by itself (goleak in TestMain).
 func runUnit(ctx context.Context, to *reporter) ([]string, error) {
-	return nil, to.command(command(ctx, "unit", "go", "test", "-race", "-shuffle=on", "-timeout=10m", "-json", "./..."))
+	return nil, to.command(command(ctx, "unit", "go", "test", "-race", "-shuffle=on", "-timeout=10m", "-json", packages()))
 }
 
 // runKernel runs the tests with the tag kernel on the kernel of this machine, one
@@ -145,7 +149,7 @@ func (l listed) files() []string { return slices.Concat(l.TestGoFiles, l.XTestGo
 
 func testFiles(ctx context.Context, flags ...string) ([]listed, error) {
 	args := append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, "./...")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, packages())...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
