@@ -1,0 +1,167 @@
+//go:build kernel
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"vipd/internal/kerneltest"
+	"vipd/internal/loss"
+)
+
+// TestB61 takes away every single thing of ours, one after the other. Each comes
+// back by itself, and then everything is as it was.
+func TestB61_WhatSomebodyTakesAwayComesBack(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	w.run(
+		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
+		service{name: "never", port: 81, more: []string{`masquerade = "never"`}, backends: w.at(8080, 1)},
+		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1, 2)})
+	whole := w.kernelState()
+	for _, damage := range w.damages() {
+		t.Run(strings.ReplaceAll(strings.Join(damage, "_"), "/", "-"), func(t *testing.T) {
+			w.LB.Run(t, damage[0], damage[1:]...)
+			begin := time.Now()
+			for w.kernelState() != whole {
+				if time.Since(begin) > patience {
+					t.Fatalf("not repaired after %s:\n%s\nwas\n%s", patience, w.kernelState(), whole)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			t.Logf("repaired after %s", time.Since(begin).Round(time.Millisecond))
+		})
+	}
+	for _, target := range targets(80) {
+		w.answeredBy(w.Client, "tcp", target, "b1", "b2")
+	}
+}
+
+// damages lists one command for each thing that can be taken away: every chain
+// flushed, every jump and every rule that names one of our chains deleted, every
+// set emptied, every address, the device.
+func (w *world) damages() [][]string {
+	w.t.Helper()
+	var list [][]string
+	for _, tool := range []string{"iptables-nft", "ip6tables-nft"} {
+		table := ""
+		for line := range strings.Lines(w.LB.Run(w.t, tool+"-save")) {
+			line = strings.TrimSpace(line)
+			switch fields := strings.Fields(line); {
+			case strings.HasPrefix(line, "*"):
+				table = line[1:]
+			case strings.HasPrefix(line, ":VIPD-"):
+				list = append(list, []string{tool, "-t", table, "-F", strings.TrimPrefix(fields[0], ":")})
+			case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A VIPD-") && strings.Contains(line, "VIPD-"):
+				list = append(list, append([]string{tool, "-t", table, "-D"}, fields[1:]...))
+			}
+		}
+	}
+	for line := range strings.Lines(w.LB.Run(w.t, "ipset", "list", "-n")) {
+		if name := strings.TrimSpace(line); strings.HasPrefix(name, "vipd-") {
+			list = append(list, []string{"ipset", "flush", name})
+		}
+	}
+	for _, v := range vips {
+		list = append(list, []string{"ip", "address", "del", v, "dev", "vipd0"})
+	}
+	return append(list, []string{"ip", "link", "set", "vipd0", "down"}, []string{"ip", "link", "del", "vipd0"})
+}
+
+func TestB64_ARestartAdoptsWhatIsThereAndWritesNothing(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	w.run(
+		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
+		service{name: "auto", port: 81, more: []string{`masquerade = "auto"`, `scheduler = "rr"`}, backends: w.at(8080, 1)},
+		service{name: "empty", port: 82},
+		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1, 2)})
+	state, generation := w.kernelState(), w.generation()
+	for i := range 3 {
+		if i%2 == 0 {
+			w.kill()
+		} else {
+			w.stop()
+		}
+		w.start()
+		w.must(0, "plan")
+	}
+	w.must(0, "reload")
+	if now := w.generation(); now != generation {
+		t.Errorf("the rule set was written %d times", now-generation)
+	}
+	if now := w.kernelState(); now != state {
+		t.Errorf("now\n%s\nwas\n%s", now, state)
+	}
+}
+
+func TestB66_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	for _, tool := range []string{"iptables-nft", "ip6tables-nft"} {
+		w.LB.Run(t, tool, "-t", "nat", "-N", "FOREIGN")
+		w.LB.Run(t, tool, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "FOREIGN")
+		w.LB.Run(t, tool, "-A", "FORWARD", "-p", "tcp", "--dport", "9", "-j", "DROP")
+		w.LB.Run(t, tool, "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP")
+	}
+	w.LB.Run(t, "ipset", "create", "foreign", "hash:ip")
+	w.LB.Run(t, "ip", "address", "add", "192.0.2.200/32", "dev", "lo")
+	before := w.LB.Foreign(t)
+	w.run(
+		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
+		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1)})
+	w.answeredBy(w.Client, "tcp", targets(80)[0], "b1", "b2")
+	if out, code := w.vipd("cleanup"); code == 0 {
+		t.Errorf("cleanup beside a running vipd is to be refused:\n%s", out)
+	}
+	w.answeredBy(w.Client, "tcp", targets(80)[0], "b1", "b2")
+	w.stop()
+	w.answeredBy(w.Client, "tcp", targets(80)[0], "b1", "b2")
+	for range 2 { // the second time there is nothing left to do
+		w.must(0, "cleanup")
+		if left := w.kernelState(); left != "" {
+			t.Errorf("cleanup left\n%s", left)
+		}
+	}
+	if diff := w.LB.Foreign(t).Diff(before); diff != "" {
+		t.Errorf("something foreign changed:\n%s", diff)
+	}
+}
+
+func TestF114_SIGTERMEndsTheDaemonAndNotTheService(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	w.run(
+		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
+		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1, 2)})
+	l := w.load(w.Client)
+	for i, target := range targets(80) {
+		l.Connect(loss.Connections{Target: target, Rate: 100})
+		l.Hold(loss.Hold{Target: target, Count: 5, Every: 20 * time.Millisecond})
+		l.Send(loss.Flows{Target: targets(53)[i], Count: 5, Every: 20 * time.Millisecond})
+	}
+	var slowest time.Duration
+	for range soak(5, 200) {
+		slowest = max(slowest, w.stop())
+		w.start()
+	}
+	lossless(t, fmt.Sprintf("stopped and started, the slowest end took %s", slowest.Round(time.Millisecond)), l.Stop())
+	if slowest > 10*time.Second {
+		t.Errorf("the slowest end took %s", slowest)
+	}
+}

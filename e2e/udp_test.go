@@ -1,0 +1,197 @@
+//go:build kernel
+
+package e2e
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"vipd/internal/kerneltest"
+	"vipd/internal/loss"
+)
+
+// dns is the UDP service of these tests.
+func (w *world) dns(port int, backends ...int) service {
+	return service{name: "dns", port: 53, protocol: "udp", backends: w.at(port, backends...)}
+}
+
+// sourcePort is that of the one flow that a test watches.
+const sourcePort = 5300
+
+// flow asks once from the same source port as all times before, and returns who
+// answered, or the class of the fault.
+func (w *world) flow(target netip.AddrPort) string {
+	a, err := loss.Request{In: w.Client.Do, Network: "udp", Target: target, Port: sourcePort, Deadline: 150 * time.Millisecond}.Ask(w.t.Context())
+	if err != nil {
+		return string(loss.ClassOf(err))
+	}
+	return a.Backend
+}
+
+// flowsTo waits until the watched flows of both families are answered by that
+// backend, and makes sure that they stay there.
+func (w *world) flowsTo(backend string) {
+	w.t.Helper()
+	for _, target := range targets(53) {
+		took := w.eventually("the flow comes to "+backend, func() bool { return w.flow(target) == backend })
+		w.t.Logf("the flow to %s came to %s after %s", target, backend, took.Round(time.Millisecond))
+		for range 5 {
+			if got := w.flow(target); got != backend {
+				w.t.Errorf("the flow to %s is answered by %s, want %s", target, got, backend)
+			}
+		}
+	}
+}
+
+func TestB44_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	w.run(w.dns(8080, 1))
+	for _, b := range []int{1, 2, 1, 2} {
+		w.change(w.dns(8080, b))
+		w.flowsTo(w.Backends[b-1].Name)
+	}
+}
+
+// TestB45 has a flow that goes on while the service has no backends, then some.
+func TestB45_AFlowRecoversWhenBackendsCome(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 1)
+	w.serveAll(8080)
+	w.run(w.dns(8080))
+	l := w.load(w.Client)
+	for _, target := range targets(53) {
+		l.Send(loss.Flows{Target: target, Count: 5, Every: 20 * time.Millisecond})
+		for range 3 {
+			w.flow(target)
+		}
+	}
+	w.change(w.dns(8080, 1))
+	w.flowsTo("b1")
+	before := l.Report().Datagrams.Backends["b1"]
+	w.eventually("all flows are answered", func() bool { return l.Report().Datagrams.Backends["b1"] > before+100 })
+	w.change(w.dns(8080))
+	w.change(w.dns(8080, 1))
+	w.flowsTo("b1")
+}
+
+func TestB46_WithoutBackendsAFlowIsRefusedAndNothingComesToTheOldOne(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 1)
+	server := w.serveAll(8080)[0]
+	w.run(w.dns(8080, 1))
+	w.flowsTo("b1")
+	w.change(w.dns(8080))
+	for _, target := range targets(53) {
+		w.eventually("the flow is refused", func() bool { return w.flow(target) == string(loss.Refused) })
+	}
+	before := server.Requests()
+	for range 10 {
+		for _, target := range targets(53) {
+			w.flow(target)
+		}
+	}
+	if n := server.Requests() - before; n != 0 {
+		t.Errorf("%d datagrams came to the removed backend", n)
+	}
+	if left := w.flows("udp", "dport=53", "sport=8080"); len(left) != 0 {
+		t.Errorf("entries are left: %v", left)
+	}
+}
+
+func TestB47_ADeletedServiceLeavesNoEntries(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 1)
+	server := w.serveAll(8080)[0]
+	keeper := service{name: "keeper", port: 80, backends: w.at(8080, 1)} // the VIP stays
+	w.run(keeper, w.dns(8080, 1))
+	w.flowsTo("b1")
+	w.change(keeper)
+	w.eventually("the entries are gone", func() bool { return len(w.flows("udp", "dport=53", "sport=8080")) == 0 })
+	before := server.Requests()
+	for range 10 {
+		for _, target := range targets(53) {
+			w.flow(target)
+		}
+	}
+	if n := server.Requests() - before; n != 0 {
+		t.Errorf("%d datagrams came to the backend of a deleted service", n)
+	}
+}
+
+func TestB48_AFlowMovesWhenTheTargetPortChanges(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 1)
+	w.serve(w.Backends[0], "old", 8080)
+	w.serve(w.Backends[0], "new", 8081)
+	w.run(w.dns(8080, 1))
+	w.flowsTo("old")
+	w.change(w.dns(8081, 1))
+	w.flowsTo("new")
+	w.change(w.dns(8080, 1))
+	w.flowsTo("old")
+}
+
+// TestB49 changes one of two UDP services on a VIP, which share a backend.
+func TestB49_TwoUDPServicesOnOneVIPDoNotDisturbEachOther(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	other := service{name: "other", port: 54, protocol: "udp", backends: w.at(8080, 1, 2)}
+	w.run(other, w.dns(8080, 1))
+	l := w.load(w.Client)
+	for _, target := range targets(54) {
+		l.Send(loss.Flows{Target: target, Count: 10, Every: 10 * time.Millisecond})
+	}
+	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 100 })
+	before := w.entryIDs("udp", "dport=54")
+	for _, b := range []int{2, 1, 2, 1} {
+		w.change(other, w.dns(8080, b))
+		w.flowsTo(w.Backends[b-1].Name)
+	}
+	w.change(other)
+	lossless(t, "the flows of the service that did not change", l.Stop())
+	w.sameEntries(before, w.entryIDs("udp", "dport=54"))
+}
+
+// TestB50 restarts vipd under live flows: their entries stay, the very same ones.
+func TestB50_ARestartRemovesNoLiveEntry(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 3)
+	w.serveAll(8080)
+	w.run(w.dns(8080, 1, 2, 3))
+	l := w.load(w.Client)
+	for _, target := range targets(53) {
+		l.Send(loss.Flows{Target: target, Count: 20, Every: 20 * time.Millisecond})
+	}
+	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 200 })
+	before := w.entryIDs("udp", "dport=53")
+	for i := range 4 {
+		if i%2 == 0 {
+			w.stop()
+		} else {
+			w.kill()
+		}
+		w.start()
+	}
+	total := l.Report().Datagrams.Total
+	w.eventually("the flows go on", func() bool { return l.Report().Datagrams.Total > total+200 })
+	lossless(t, "over four restarts", l.Stop())
+	w.sameEntries(before, w.entryIDs("udp", "dport=53"))
+}

@@ -1,0 +1,202 @@
+//go:build kernel
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"vipd/internal/kerneltest"
+	"vipd/internal/loss"
+	"vipd/reconciler"
+)
+
+// walk goes at random from configuration to configuration.
+type walk struct {
+	*world
+	random   *rand.Rand
+	services []service
+}
+
+// TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened edits the
+// configuration, reloads, kills vipd and its children in the middle of passes, and
+// takes things away that are ours. In the end the kernel has what a start from
+// nothing puts there, and further passes write nothing.
+func TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	seed := uint64(time.Now().UnixNano())
+	if s, err := strconv.ParseUint(os.Getenv("VIPD_SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("seed %d (VIPD_SEED repeats it)", seed)
+	w := &walk{world: newWorld(t, 4), random: rand.New(rand.NewPCG(seed, 0))}
+	w.serveAll(8080)
+	w.LB.Run(t, "iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "ACCEPT")
+	w.LB.Run(t, "ip6tables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "7", "-j", "DROP")
+	foreign := w.LB.Foreign(t)
+	w.edit()
+	w.start()
+	for range soak(25, 250) {
+		w.step()
+	}
+	if w.cmd == nil {
+		w.start()
+	}
+	w.must(0, "reload")
+	w.eventually("there is nothing to do", func() bool { _, code := w.vipd("plan"); return code == 0 })
+	w.check()
+	w.rests()
+	if diff := w.LB.Foreign(t).Diff(foreign); diff != "" {
+		t.Errorf("something foreign changed:\n%s", diff)
+	}
+	end := w.kernelState()
+	w.stop()
+	w.must(0, "cleanup")
+	w.start()
+	if fresh := w.kernelState(); fresh != end {
+		t.Errorf("the walk ended with\n%s\nand from nothing it is\n%s", end, fresh)
+	}
+}
+
+// step does one thing.
+func (w *walk) step() {
+	w.t.Helper()
+	if w.cmd == nil {
+		w.start()
+	}
+	switch w.random.IntN(6) {
+	case 0, 1: // a change, as it should be
+		w.edit()
+		w.must(0, "reload")
+	case 2: // a change with a kill in the middle
+		w.edit()
+		w.hup()
+		time.Sleep(time.Duration(w.random.IntN(400)) * time.Millisecond)
+		w.kill()
+		if w.random.IntN(2) == 0 {
+			w.edit()
+		}
+	case 3: // a change whose tools are killed
+		w.edit()
+		w.hup()
+		w.killChildren(time.Duration(w.random.IntN(600)) * time.Millisecond)
+	case 4: // damage, and a change over it
+		damages := w.damages()
+		damage := damages[w.random.IntN(len(damages))]
+		_, _ = w.LB.Try(w.t.Context(), damage[0], damage[1:]...) // a pass may have taken it away already
+		w.edit()
+		w.hup()
+	case 5:
+		w.stop()
+	}
+}
+
+// edit changes some services, drops some, adds some, and writes the file. One
+// service stays, since a file with none at all is held to be a mistake.
+func (w *walk) edit() {
+	for range 1 + w.random.IntN(3) {
+		n := w.random.IntN(30)
+		name := fmt.Sprintf("s%d", n)
+		var rest []service
+		for _, s := range w.services {
+			if s.name != name {
+				rest = append(rest, s)
+			}
+		}
+		w.services = rest
+		if w.random.IntN(3) > 0 {
+			w.services = append(w.services, w.pick(n))
+		}
+	}
+	w.write(config(append([]service{{name: "keeper", port: 80, backends: w.at(8080, 1)}}, w.services...)...))
+}
+
+// pick makes a service out of chance. Its VIP and port follow from its number: few
+// VIPs with several ports, others alone.
+func (w *walk) pick(n int) service {
+	s := service{
+		name: fmt.Sprintf("s%d", n), port: 1000 + n, protocol: []string{"tcp", "udp"}[n%2],
+		vips: []string{fmt.Sprintf("192.0.2.%d", 100+n%20), fmt.Sprintf("2001:db8::%d", 100+n%20)},
+		more: []string{
+			fmt.Sprintf("masquerade = %q", []string{"always", "never", "auto"}[w.random.IntN(3)]),
+			fmt.Sprintf("scheduler = %q", []string{"wrr", "rr"}[w.random.IntN(2)]),
+		},
+	}
+	for b := range w.Backends {
+		if w.random.IntN(2) == 0 {
+			s.backends = append(s.backends, w.at(8080, b+1)...)
+		}
+	}
+	return s
+}
+
+// check asks every service, and looks who answers.
+func (w *walk) check() {
+	w.t.Helper()
+	for _, s := range w.services {
+		for _, v := range s.vips {
+			target := addrPort(v, uint16(s.port))
+			a, err := loss.Request{In: w.Client.Do, Network: s.protocol, Target: target, Deadline: time.Second}.Ask(w.t.Context())
+			switch {
+			case len(s.backends) == 0 && err == nil, len(s.backends) > 0 && err != nil:
+				w.t.Errorf("service %s, %s/%s: %+v, %v", s.name, target, s.protocol, a, err)
+			case err == nil && !strings.Contains(s.String(), w.addressOf(a.Backend)):
+				w.t.Errorf("service %s, %s/%s: answered by %s", s.name, target, s.protocol, a.Backend)
+			}
+		}
+	}
+}
+
+func (w *walk) addressOf(backend string) string {
+	for _, b := range w.Backends {
+		if b.Name == backend {
+			return b.Addr4.String() + ":"
+		}
+	}
+	return "nobody"
+}
+
+// rests waits for two passes that read the whole kernel, and wants them to write
+// nothing.
+func (w *walk) rests() {
+	w.t.Helper()
+	generation := w.generation()
+	state := w.kernelState()
+	first, err := w.status()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.await("make two passes", func(s reconciler.Status) bool { return s.Pass.Count >= first.Pass.Count+2 && s.Pass.Fresh })
+	if now := w.generation(); now != generation {
+		w.t.Errorf("passes with nothing to do wrote the rule set %d times", now-generation)
+	}
+	if now := w.kernelState(); now != state {
+		w.t.Errorf("passes with nothing to do changed\n%s\ninto\n%s", state, now)
+	}
+}
+
+// killChildren kills every tool that vipd runs, for some time.
+func (w *walk) killChildren(d time.Duration) {
+	parent := strconv.Itoa(w.cmd.Process.Pid)
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		lists, _ := filepath.Glob("/proc/" + parent + "/task/*/children")
+		for _, list := range lists {
+			text, _ := os.ReadFile(list)
+			for _, child := range strings.Fields(string(text)) {
+				if pid, err := strconv.Atoi(child); err == nil {
+					if p, err := os.FindProcess(pid); err == nil {
+						_ = p.Kill()
+					}
+				}
+			}
+		}
+	}
+}
