@@ -31,9 +31,9 @@ type scripted struct {
 
 func (s *scripted) Status(context.Context) reconciler.Status { return s.status }
 func (s *scripted) Reload(context.Context) error             { return s.reload }
-func (s *scripted) Plan(_ context.Context, files []config.File) ([]proxier.Change, error) {
+func (s *scripted) Plan(_ context.Context, files []config.File) (Plan, error) {
 	s.planned = files
-	return s.changes, s.reload
+	return NewPlan(reconciler.Planned{Changes: s.changes}), s.reload
 }
 
 // serve runs a server for d until the test ends, and returns a client of it.
@@ -73,9 +73,9 @@ func TestRoundTrips(t *testing.T) {
 		t.Errorf("Reload: %v", err)
 	}
 	files := []config.File{{Name: "vipd.toml", Data: []byte("x = 1\n")}}
-	changes, err := c.Plan(t.Context(), files)
-	if err != nil || len(changes) != 1 || changes[0] != d.changes[0] {
-		t.Errorf("Plan = %+v, %v", changes, err)
+	plan, err := c.Plan(t.Context(), files)
+	if err != nil || len(plan.Changes) != 1 || plan.Changes[0] != d.changes[0] {
+		t.Errorf("Plan = %+v, %v", plan, err)
 	}
 	if len(d.planned) != 1 || string(d.planned[0].Data) != "x = 1\n" {
 		t.Errorf("the daemon was sent %+v", d.planned)

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vipd/config"
-	"vipd/proxier"
 	"vipd/reconciler"
 )
 
@@ -51,10 +50,10 @@ func (c *Client) Reload(ctx context.Context) error {
 }
 
 // Plan returns what a configuration would change.
-func (c *Client) Plan(ctx context.Context, files []config.File) ([]proxier.Change, error) {
-	var r planReply
-	err := c.do(ctx, http.MethodPost, "/v1/plan", planRequest{files}, &r)
-	return r.Changes, err
+func (c *Client) Plan(ctx context.Context, files []config.File) (Plan, error) {
+	var p Plan
+	err := c.do(ctx, http.MethodPost, "/v1/plan", planRequest{files}, &p)
+	return p, err
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body, answer any) error {

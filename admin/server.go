@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vipd/config"
+	"vipd/lb"
 	"vipd/proxier"
 	"vipd/reconciler"
 )
@@ -38,7 +39,7 @@ type Daemon interface {
 	Status(ctx context.Context) reconciler.Status
 	// Reload returns an error if the configuration was refused or the pass failed.
 	Reload(ctx context.Context) error
-	Plan(ctx context.Context, files []config.File) ([]proxier.Change, error)
+	Plan(ctx context.Context, files []config.File) (Plan, error)
 }
 
 // planRequest is the body of POST /v1/plan.
@@ -46,9 +47,22 @@ type planRequest struct {
 	Files []config.File `json:"files"`
 }
 
-// planReply is the answer to it.
-type planReply struct {
-	Changes []proxier.Change `json:"changes"`
+// Plan is the answer to it, and what "vipd plan -o json" prints.
+type Plan struct {
+	Changes  []proxier.Change  `json:"changes"`
+	Rejected map[lb.Key]string `json:"rejected"` // services that would be quarantined, and why
+}
+
+// NewPlan returns the form of a plan that is told to others.
+func NewPlan(p reconciler.Planned) Plan {
+	plan := Plan{Changes: p.Changes, Rejected: map[lb.Key]string{}}
+	if plan.Changes == nil {
+		plan.Changes = []proxier.Change{}
+	}
+	for k, err := range p.Rejected {
+		plan.Rejected[k] = err.Error()
+	}
+	return plan
 }
 
 // failure is the body of every answer that is not a success.
@@ -123,12 +137,12 @@ func routes(d Daemon) http.Handler {
 			reply(w, http.StatusBadRequest, failure{"plan: " + err.Error()})
 			return
 		}
-		changes, err := d.Plan(r.Context(), req.Files)
+		plan, err := d.Plan(r.Context(), req.Files)
 		if err != nil {
 			reply(w, http.StatusUnprocessableEntity, failure{err.Error()})
 			return
 		}
-		reply(w, http.StatusOK, planReply{changes})
+		reply(w, http.StatusOK, plan)
 	}))
 	return mux
 }
