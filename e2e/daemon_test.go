@@ -21,8 +21,8 @@ import (
 	"vipd/reconciler"
 )
 
-// binaryEnv names the program under test.
-const binaryEnv = "VIPD_BINARY"
+// binDirEnv names the directory that holds the program under test.
+const binDirEnv = "VIPD_BIN_DIR"
 
 // patience is how long anything may take that has no time of its own.
 const patience = 20 * time.Second
@@ -34,19 +34,18 @@ func TestMain(m *testing.M) {
 // runAll builds the program once. The inner processes of kerneltest inherit its
 // place.
 func runAll(m *testing.M) int {
-	if os.Getenv(binaryEnv) == "" {
+	if os.Getenv(binDirEnv) == "" {
 		dir, err := os.MkdirTemp("", "vipd-e2e-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		binary := filepath.Join(dir, "vipd")
-		if out, err := exec.Command("go", "build", "-o", binary, "vipd/cmd/vipd").CombinedOutput(); err != nil {
+		if out, err := exec.Command("go", "build", "-o", dir, "vipd/cmd/vipd").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building vipd: %v\n%s", err, out)
 			return 1
 		}
-		if err := os.Setenv(binaryEnv, binary); err != nil {
+		if err := os.Setenv(binDirEnv, dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -58,6 +57,8 @@ func runAll(m *testing.M) int {
 	}
 	return code
 }
+
+func program() string { return filepath.Join(os.Getenv(binDirEnv), "vipd") }
 
 // daemon is a vipd under test, its files and its command line. All of it is on
 // the /run of the test, which nobody else sees.
@@ -106,7 +107,7 @@ func (d *daemon) begin() {
 		d.t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	d.cmd = exec.Command(os.Getenv(binaryEnv), "run", "-c", d.config)
+	d.cmd = exec.Command(program(), "run", "-c", d.config)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -182,7 +183,7 @@ func (d *daemon) vipd(args ...string) (out string, code int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
 	var buf bytes.Buffer
-	cmd := exec.CommandContext(ctx, os.Getenv(binaryEnv), append(args, "-c", d.config)...)
+	cmd := exec.CommandContext(ctx, program(), append(args, "-c", d.config)...)
 	cmd.Stdout, cmd.Stderr = &buf, &buf
 	err := cmd.Run()
 	var exit *exec.ExitError

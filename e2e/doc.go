@@ -3,8 +3,9 @@
 // connection and datagram (internal/loss), and the command line as a user has it.
 //
 // The tests need root and run with the build tag kernel. They build the program,
-// unless the environment names one in VIPD_BINARY. VIPD_SOAK=1 asks for the long
-// figures.
+// unless VIPD_BIN_DIR names a directory that has it. VIPD_SOAK=1 asks for the long
+// figures; in the virtual machine (VIPD_LANE=vm), which is some fifteen times
+// slower, there are fewer connections a second.
 //
 // Trap: what a service drains, it still has. A test that takes a service or a
 // backend away and wants to see it gone says drain_timeout = "0s", or waits.

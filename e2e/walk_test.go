@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,18 +187,24 @@ func (w *walk) rests() {
 
 // killChildren kills every tool that vipd runs, for some time.
 func (w *walk) killChildren(d time.Duration) {
-	parent := strconv.Itoa(w.cmd.Process.Pid)
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		lists, _ := filepath.Glob("/proc/" + parent + "/task/*/children")
-		for _, list := range lists {
-			text, _ := os.ReadFile(list)
-			for _, child := range strings.Fields(string(text)) {
-				if pid, err := strconv.Atoi(child); err == nil {
-					if p, err := os.FindProcess(pid); err == nil {
-						_ = p.Kill()
-					}
-				}
+		processes, _ := filepath.Glob("/proc/[0-9]*")
+		for _, p := range processes {
+			pid, _ := strconv.Atoi(filepath.Base(p))
+			if parentOf(p) == w.cmd.Process.Pid {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
 	}
+}
+
+// parentOf returns the parent of a process, by /proc/PID/stat (proc(5)).
+func parentOf(process string) int {
+	text, _ := os.ReadFile(process + "/stat")
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 2 {
+		return 0
+	}
+	pid, _ := strconv.Atoi(fields[1])
+	return pid
 }
