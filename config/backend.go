@@ -34,7 +34,7 @@ func (p *parser) backends(e *entry) {
 		p.longBackend(e, n)
 	}
 	if !hasShort && !hasLong {
-		p.warn(e.at, "service %s has no backends and refuses every connection; write backends = [] if that is meant", quote(e.name))
+		p.warn(e.at, "%s has no backends and refuses every connection; write backends = [] if that is meant", e.title())
 	}
 	if len(e.backends) > maxBackends {
 		e.backends[maxBackends].at.fail("a service has at most %d backends, this one %d; divide it", maxBackends, len(e.backends))

@@ -91,7 +91,7 @@ func clean(s string) string {
 	if len(s) > 4*maxQuoted {
 		s = strings.ToValidUTF8(s[:4*maxQuoted], "") + "..."
 	}
-	s = strconv.QuoteToGraphic(s)
+	s = strconv.QuoteToGraphic(strings.TrimSuffix(s, "."))
 	return strings.ReplaceAll(s[1:len(s)-1], `\"`, `"`)
 }
 

@@ -17,12 +17,14 @@ type parser struct {
 	known     map[string]bool // path of a key or a table: whether it is a table
 	problems  problems
 	config    *Config
-	mainFile  string
-	entries   []*entry
+
+	inheritable bool // the mode in force can do the default scheduler
+	mainFile    string
+	entries     []*entry
 }
 
 func newParser(modes map[lb.Mode]Capability) *parser {
-	p := &parser{modes: modes, known: map[string]bool{}, config: Default()}
+	p := &parser{modes: modes, known: map[string]bool{}, config: Default(), inheritable: true}
 	for m := range modes {
 		p.modeNames = append(p.modeNames, string(m))
 	}
@@ -83,7 +85,7 @@ func (p *parser) globals(root node) {
 			formatDuration(c.Sync.SyncPeriod), formatDuration(c.Sync.MinSyncPeriod))
 	}
 	if n, found := root.lookup("defaults.scheduler"); found {
-		p.checkScheduler(n, "", c.Defaults.Scheduler)
+		p.inheritable = p.checkScheduler(n, "", c.Defaults.Scheduler)
 	}
 }
 
@@ -200,7 +202,7 @@ func (p *parser) mode(n node, name string, words []string) (lb.Mode, bool) {
 }
 
 // checkScheduler reports a scheduler that no mode in question knows.
-func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) {
+func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) bool {
 	modes := p.modesFor(m)
 	var can []string
 	for _, name := range modes {
@@ -208,9 +210,11 @@ func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) {
 			can = append(can, string(known))
 		}
 	}
-	if len(modes) > 0 && !slices.Contains(can, string(s)) {
-		n.fail("mode %s cannot do scheduler %s; it knows %s", strings.Join(modes, " or "), s, strings.Join(can, ", "))
+	if len(modes) == 0 || slices.Contains(can, string(s)) {
+		return true
 	}
+	n.fail("mode %s cannot do scheduler %s; it knows %s", strings.Join(modes, " or "), s, strings.Join(can, ", "))
+	return false
 }
 
 // checkProtocol reports a protocol that no mode in question knows.

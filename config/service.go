@@ -53,7 +53,7 @@ func (p *parser) service(n node) *entry {
 	if optional(n, "scheduler", p.readScheduler, &e.scheduler) {
 		f, _ := n.field("scheduler")
 		p.checkScheduler(f, e.mode, e.scheduler)
-	} else if e.mode != "" {
+	} else if e.mode != "" && p.inheritable {
 		p.checkScheduler(n, e.mode, e.scheduler)
 	}
 	optional(n, "drain_timeout", readDrainTimeout, &e.drain)
