@@ -25,6 +25,7 @@ trap stop EXIT
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 show() { printf '\033[2m$ %s\033[0m\n' "$*"; }
 fail() { printf '\nDEMO FAILED: %s\n' "$*" >&2; sed 's/^/vipd: /' "$dir/vipd.log" >&2 || true; exit 1; }
+# In a background job use "ip netns exec" itself, so that $! is the program.
 in_ns() { local ns=$1; shift; ip netns exec "$tag-$ns" "$@"; }
 
 # link NS ADDRESS/LEN...: one veth from NS to the load balancer, addresses on both ends.
@@ -51,7 +52,7 @@ link b1 10.2.1 fd00:21 11
 link b2 10.2.2 fd00:22 12
 
 for b in 1 2; do
-  in_ns "b$b" "$bin/lossgen" serve -name "b$b" -listen "10.2.$b.1$b:8080,[fd00:2$b::1$b]:8080" >"$dir/b$b.log" 2>&1 &
+  ip netns exec "$tag-b$b" "$bin/lossgen" serve -name "b$b" -listen "10.2.$b.1$b:8080,[fd00:2$b::1$b]:8080" >"$dir/b$b.log" 2>&1 &
   pids+=($!)
 done
 
@@ -109,7 +110,7 @@ sed -n '/name = "web"/,$p' "$dir/vipd.toml"
 show "vipd check"; vipd check || fail "check"
 
 step "2. vipd run: VIPs on this host, rules in the kernel"
-in_ns lb "$bin/vipd" run -c "$dir/vipd.toml" >"$dir/vipd.log" 2>&1 &
+ip netns exec "$tag-lb" "$bin/vipd" run -c "$dir/vipd.toml" >"$dir/vipd.log" 2>&1 &
 daemon=$!; pids+=("$daemon")
 for _ in $(seq 100); do
   if vipd status -o json 2>/dev/null | grep -q '"ready": true'; then break; fi
@@ -142,6 +143,7 @@ step "5. A typo changes nothing"
 sed -i 's/weight = 5/wieght = 5/' "$dir/vipd.toml"
 show "vipd reload"
 vipd reload 2>&1 && fail "a broken file was accepted"
+vipd status | grep -q 'reload refused' || fail "status does not tell of the refused reload"
 config 5 active
 
 step "6. Draining b1 while a client keeps asking: 200 new connections a second, 20 long-lived ones"
