@@ -35,7 +35,7 @@ type Sink interface {
 
 // Set is everything a source knows at one moment.
 type Set struct {
-	Services []*lb.Spec // normalized; any order; of two with one Key the first wins
+	Services []*lb.Spec // normalized; any order; of two with one Key one wins, the other is rejected
 	Rejected []Rejection
 	Verified bool   // a consistent read: it may confirm a removal that is held
 	Revision string // the version of the answer in the words of the source; may be empty
@@ -58,6 +58,9 @@ const (
 	Error     Class = "error"     // no answer
 	Untrusted Class = "untrusted" // an answer that must not be believed
 )
+
+// failed reports whether there is nothing in the answer to act on.
+func (c Class) failed() bool { return c == Error || c == Untrusted }
 
 // Report is what a source says about itself.
 type Report struct {

@@ -1,7 +1,10 @@
 package discovery
 
 import (
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"vipd/lb"
@@ -41,15 +44,24 @@ type Hold struct {
 	Kind  HoldKind
 	Since time.Time // when the source first said so
 	// Yields is when another source that claims the same VIP:port wins over the
-	// held version.
+	// held version. Zero: never, since the source still states the service.
 	Yields time.Time
+
+	confirmed bool // a verified answer confirmed the big removal: it drips away
 }
+
+// stated reports whether the source still has the service itself.
+func (h Hold) stated() bool { return h.Kind == HoldBackends }
+
+// drip is how long a part of a confirmed big removal waits for the next.
+const drip = time.Second
 
 // ledger is the accepted set of one source, and what of it is held.
 type ledger struct {
-	services  []*lb.Spec // sorted by Key
-	held      map[lb.Key]Hold
-	confirmed bool // a big removal was confirmed: it drips away
+	services []*lb.Spec // sorted by Key
+	held     map[lb.Key]Hold
+	doubles  []Rejection // what lost to another entry of the same source
+	dripped  time.Time   // when the last part of a confirmed big removal went
 }
 
 func specKey(s *lb.Spec, k lb.Key) int { return s.Key.Compare(k) }
@@ -64,59 +76,161 @@ func (l *ledger) get(k lb.Key) *lb.Spec {
 // accept returns the ledger after an answer, by the policy. It is pure: l and
 // set stay as they are. rival says whether another source claims a Key.
 func (l *ledger) accept(set Set, p Policy, now time.Time, rival func(lb.Key) bool) (*ledger, Class) {
-	next := &ledger{held: map[lb.Key]Hold{}, services: l.intern(set.Services)}
-	missing := l.missing(next)
+	next := &ledger{held: map[lb.Key]Hold{}, dripped: l.dripped}
+	next.services, next.doubles = l.intern(set.Services)
+	missing := missing(l.services, next.services)
+	judge := judgement{old: l, policy: p, now: now, verified: set.Verified}
 	class := OK
+	if !p.Trusted {
+		next.holdLastBackends(judge)
+	}
 	switch {
 	case len(missing) > 0 && len(next.services) == 0 && !p.AllowEmpty:
-		next.hold(l, missing, HoldEmpty, p, now)
+		next.hold(judge, missing, HoldEmpty)
 		class = OKEmpty
 	case p.Trusted: // what the operator wrote is meant
 	case l.big(len(missing), p):
-		next.hold(l, missing, HoldShrink, p, now)
+		next.hold(judge, missing, HoldShrink)
 		class = OKShrink
 	default:
-		for _, s := range missing {
-			if rival(s.Key) {
-				next.hold(l, []*lb.Spec{s}, HoldHandOver, p, now)
-			}
-		}
+		missing = slices.DeleteFunc(missing, func(s *lb.Spec) bool { return !rival(s.Key) })
+		next.hold(judge, missing, HoldHandOver)
 	}
-	if !p.Trusted {
-		next.holdLastBackends(l, p, now)
+	if len(next.held) > 0 {
+		lb.SortSpecs(next.services)
 	}
-	next.release(set.Verified, p, now)
-	next.sort()
 	return next.settle(l), class
 }
 
-// intern returns the specs sorted, one a Key, with the pointer of the accepted
-// version where the value did not change.
-func (l *ledger) intern(specs []*lb.Spec) []*lb.Spec {
-	sorted := slices.Clone(specs)
-	slices.SortStableFunc(sorted, func(a, b *lb.Spec) int { return a.Key.Compare(b.Key) })
-	sorted = slices.CompactFunc(sorted, func(a, b *lb.Spec) bool { return a.Key == b.Key })
-	for i, s := range sorted {
-		if old := l.get(s.Key); old != nil && old.Equal(s) {
-			sorted[i] = old
-		}
-	}
-	return sorted
+// judgement is what a removal is judged by.
+type judgement struct {
+	old      *ledger
+	policy   Policy
+	now      time.Time
+	verified bool
 }
 
-// missing returns what l has and next has not.
-func (l *ledger) missing(next *ledger) []*lb.Spec {
+// hold returns the hold on a removal, which lasts since it began.
+func (j judgement) hold(k lb.Key, kind HoldKind) Hold {
+	h := j.old.held[k]
+	if h.Kind != kind {
+		h = Hold{Kind: kind, Since: j.now}
+	}
+	if !h.stated() {
+		h.Yields = h.Since.Add(j.policy.Hold)
+	}
+	h.confirmed = h.confirmed || kind == HoldShrink && j.verified && j.over(h)
+	return h
+}
+
+// over reports whether a hold has lasted its time.
+func (j judgement) over(h Hold) bool { return !j.now.Before(h.Since.Add(j.policy.Hold)) }
+
+// hold keeps what the old ledger has and the answer has not, except what may go
+// by now. A hand-over needs no more than its time: the VIP:port stays served
+// either way. What went empty waits for an operator, or for an answer that is not.
+func (l *ledger) hold(j judgement, missing []*lb.Spec, kind HoldKind) {
+	budget := j.policy.Drip
+	if j.now.Before(l.dripped.Add(drip)) {
+		budget = 0
+	}
+	for _, s := range missing {
+		h := j.hold(s.Key, kind)
+		if kind == HoldHandOver && j.over(h) {
+			continue
+		}
+		if h.confirmed && budget > 0 {
+			budget--
+			l.dripped = j.now
+			continue
+		}
+		l.services = append(l.services, s)
+		l.held[s.Key] = h
+	}
+}
+
+// holdLastBackends keeps the old version of services that lost all backends,
+// until a verified answer says so after the time of the hold.
+func (l *ledger) holdLastBackends(j judgement) {
+	for i, s := range l.services {
+		if len(s.Backends) > 0 {
+			continue
+		}
+		before := j.old.get(s.Key)
+		if before == nil || len(before.Backends) == 0 {
+			continue
+		}
+		if h := j.hold(s.Key, HoldBackends); !j.verified || !j.over(h) {
+			l.services[i] = before
+			l.held[s.Key] = h
+		}
+	}
+}
+
+// intern returns the specs sorted, one a Key, with the pointer of the accepted
+// version where the value did not change. Of several with one Key the one that
+// is accepted under its name stays, or else the first by name: a source may
+// shuffle its answers. The others are returned as rejections.
+func (l *ledger) intern(specs []*lb.Spec) ([]*lb.Spec, []Rejection) {
+	sorted := slices.DeleteFunc(slices.Clone(specs), func(s *lb.Spec) bool { return s == nil })
+	if !slices.IsSortedFunc(sorted, l.order) {
+		slices.SortStableFunc(sorted, l.order)
+	}
+	var doubles []Rejection
+	kept, old := sorted[:0], l.services
+	for _, s := range sorted {
+		if n := len(kept); n > 0 && kept[n-1].Key == s.Key {
+			if !kept[n-1].Equal(s) {
+				doubles = append(doubles, Rejection{
+					Entry:  s.Name,
+					Reason: fmt.Sprintf("%s belongs to service %s of the same source; use another VIP or port", s.Key, kept[n-1].Name),
+				})
+			}
+			continue
+		}
+		for len(old) > 0 && old[0] != s && old[0].Key.Compare(s.Key) < 0 {
+			old = old[1:]
+		}
+		if len(old) > 0 && old[0].Key == s.Key && old[0].Equal(s) {
+			s = old[0]
+		}
+		kept = append(kept, s)
+	}
+	return kept, doubles
+}
+
+// order sorts specs by Key, and those of one Key by who is to have it.
+func (l *ledger) order(a, b *lb.Spec) int {
+	if c := a.Key.Compare(b.Key); c != 0 || a == b {
+		return c
+	}
+	if old := l.get(a.Key); old != nil && a.Name != b.Name {
+		switch old.Name {
+		case a.Name:
+			return -1
+		case b.Name:
+			return 1
+		}
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+// missing returns what old has and now has not; both are sorted.
+func missing(old, now []*lb.Spec) []*lb.Spec {
 	var missing []*lb.Spec
-	for _, s := range l.services {
-		if next.get(s.Key) == nil {
+	for _, s := range old {
+		for len(now) > 0 && now[0] != s && now[0].Key.Compare(s.Key) < 0 {
+			now = now[1:]
+		}
+		if len(now) == 0 || now[0].Key != s.Key {
 			missing = append(missing, s)
 		}
 	}
 	return missing
 }
 
-// big reports whether n removals at once are too many to believe. What already
-// drips away after a confirmation stays a big removal until it is done.
+// big reports whether n removals at once are too many to believe. What is held
+// already stays a big removal until it is done.
 func (l *ledger) big(n int, p Policy) bool {
 	for _, h := range l.held {
 		if h.Kind == HoldShrink || h.Kind == HoldEmpty {
@@ -126,105 +240,14 @@ func (l *ledger) big(n int, p Policy) bool {
 	return n >= minBigRemoval && float64(n) > p.MaxRemoval*float64(len(l.services))
 }
 
-// hold keeps specs, which old has and the answer has not.
-func (l *ledger) hold(old *ledger, specs []*lb.Spec, kind HoldKind, p Policy, now time.Time) {
-	for _, s := range specs {
-		l.services = append(l.services, s)
-		l.held[s.Key] = holdSince(old.held[s.Key], kind, p, now)
-	}
-	l.confirmed = old.confirmed && kind == HoldShrink
-}
-
-// holdLastBackends keeps the old version of services that lost all backends.
-func (l *ledger) holdLastBackends(old *ledger, p Policy, now time.Time) {
-	for i, s := range l.services {
-		if _, held := l.held[s.Key]; held || len(s.Backends) > 0 {
-			continue
-		}
-		if before := old.get(s.Key); before != nil && len(before.Backends) > 0 {
-			l.services[i] = before
-			l.held[s.Key] = holdSince(old.held[s.Key], HoldBackends, p, now)
-		}
-	}
-}
-
-// holdSince returns the hold, which lasts since it began.
-func holdSince(before Hold, kind HoldKind, p Policy, now time.Time) Hold {
-	if before.Kind == kind {
-		return before
-	}
-	return Hold{Kind: kind, Since: now, Yields: now.Add(p.Hold)}
-}
-
-// release lets go what a verified answer confirms after its time. A hand-over
-// needs no more than its time: the VIP:port stays served either way.
-func (l *ledger) release(verified bool, p Policy, now time.Time) {
-	budget := p.Drip
-	for _, k := range l.heldKeys() {
-		h := l.held[k]
-		if now.Before(h.Since.Add(p.Hold)) {
-			continue
-		}
-		switch h.Kind {
-		case HoldEmpty: // an operator, or an answer that is not empty
-		case HoldHandOver:
-			l.drop(k)
-		case HoldBackends:
-			if verified {
-				l.replace(k)
-			}
-		case HoldShrink:
-			l.confirmed = l.confirmed || verified
-			if l.confirmed && budget > 0 {
-				budget--
-				l.drop(k)
-			}
-		}
-	}
-}
-
-func (l *ledger) heldKeys() []lb.Key {
-	keys := make([]lb.Key, 0, len(l.held))
-	for k := range l.held {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, lb.Key.Compare)
-	return keys
-}
-
-// drop takes a held service out.
-func (l *ledger) drop(k lb.Key) {
-	delete(l.held, k)
-	l.services = slices.DeleteFunc(l.services, func(s *lb.Spec) bool { return s.Key == k })
-}
-
-// replace takes the version without backends in place of the held one.
-func (l *ledger) replace(k lb.Key) {
-	delete(l.held, k)
-	for i, s := range l.services {
-		if s.Key == k {
-			empty := *s
-			empty.Backends = nil
-			l.services[i] = &empty
-		}
-	}
-}
-
-func (l *ledger) sort() {
-	slices.SortFunc(l.services, func(a, b *lb.Spec) int { return a.Key.Compare(b.Key) })
-}
-
 // settle returns old itself if nothing is different, so that an answer that
 // repeats the last one wakes nobody.
 func (l *ledger) settle(old *ledger) *ledger {
-	sameHeld := len(l.held) == len(old.held)
-	for k, h := range l.held {
-		sameHeld = sameHeld && old.held[k] == h
-	}
-	if sameHeld && l.confirmed == old.confirmed && slices.Equal(l.services, old.services) {
+	sameServices := slices.Equal(l.services, old.services)
+	if sameServices && maps.Equal(l.held, old.held) && l.dripped.Equal(old.dripped) && slices.Equal(l.doubles, old.doubles) {
 		return old
 	}
-	if slices.Equal(l.services, old.services) {
+	if sameServices {
 		l.services = old.services
 	}
 	return l
@@ -235,10 +258,13 @@ func (l *ledger) due(p Policy) time.Time {
 	var due time.Time
 	for _, h := range l.held {
 		at := h.Since.Add(p.Hold)
-		if h.Kind == HoldHandOver || h.Kind == HoldShrink && l.confirmed {
-			if due.IsZero() || at.Before(due) {
-				due = at
-			}
+		if h.confirmed {
+			at = l.dripped.Add(drip)
+		} else if h.Kind != HoldHandOver {
+			continue
+		}
+		if due.IsZero() || at.Before(due) {
+			due = at
 		}
 	}
 	return due

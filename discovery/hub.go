@@ -11,46 +11,6 @@ import (
 	"vipd/lb"
 )
 
-// View is what the Hub accepts at one moment: one entry a source, in the order
-// of precedence. It is immutable.
-type View struct {
-	Seq     uint64 // grows with each View
-	Sources []SourceView
-}
-
-// Spoken reports whether every source has given an answer since the start.
-func (v *View) Spoken() bool {
-	for _, s := range v.Sources {
-		if !s.Spoken {
-			return false
-		}
-	}
-	return true
-}
-
-// Source returns the view of one source.
-func (v *View) Source(name string) (SourceView, bool) {
-	for _, s := range v.Sources {
-		if s.Name == name {
-			return s, true
-		}
-	}
-	return SourceView{}, false
-}
-
-// SourceView is the accepted set of one source and what is known of its health.
-type SourceView struct {
-	Name     string
-	Services []*lb.Spec      // accepted, sorted by Key; the same slice as before if nothing changed
-	Held     map[lb.Key]Hold // the services of it that the source no longer states
-	Rejected []Rejection
-	Spoken   bool // gave an answer since the start; until then Services come from state/
-	Class    Class
-	Err      error
-	Revision string
-	Answered time.Time // when the last trusted answer came
-}
-
 // Registration makes a source known to the Hub.
 type Registration struct {
 	Name   string
@@ -84,7 +44,8 @@ type member struct {
 
 	// Owned by the goroutine of Hub.Run.
 	ledger *ledger
-	last   Set // the set judged last
+	last   Set   // the set judged last
+	class  Class // how it was judged
 	view   SourceView
 }
 
@@ -93,7 +54,7 @@ func NewHub(log *slog.Logger, sources ...Registration) *Hub {
 	h := &Hub{log: log, inbox: latest.New(struct{}{})}
 	for _, r := range sources {
 		m := &member{name: r.Name, source: r.Source, policy: r.Policy, hub: h, ledger: &ledger{}}
-		m.ledger.services = m.ledger.intern(r.Seed)
+		m.ledger.services, _ = m.ledger.intern(r.Seed)
 		m.view = SourceView{Name: r.Name, Services: m.ledger.services}
 		h.members = append(h.members, m)
 	}
@@ -116,7 +77,8 @@ func (h *Hub) SetPolicy(source string, p Policy) {
 	h.inbox.Set(struct{}{})
 }
 
-// Run runs the sources until ctx ends, and returns when they all have returned.
+// Run runs the sources until ctx ends, and returns when they all have returned: a
+// source that does not hear ctx holds it up.
 func (h *Hub) Run(ctx context.Context) {
 	var sources sync.WaitGroup
 	for _, m := range h.members {
@@ -135,29 +97,35 @@ func (h *Hub) Run(ctx context.Context) {
 		case <-h.inbox.Changed():
 		case <-timer.C:
 		}
-		if h.judge(time.Now()) {
+		switch changed, heard := h.judge(time.Now()); {
+		case changed:
 			seq++
 			h.view.Set(h.snapshot(seq))
+		case heard:
+			h.view.Refresh(h.snapshot(seq))
 		}
 	}
 }
 
-// wait returns how long nothing can happen by itself. A drip takes a second.
+// wait returns how long nothing can happen by itself.
 func (h *Hub) wait(now time.Time) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	wait := time.Hour
 	for _, m := range h.members {
 		if due := m.ledger.due(m.policy); !due.IsZero() {
-			wait = min(wait, max(due.Sub(now), time.Second))
+			if !due.After(now) { // a policy that never lets it go must not make the Hub spin
+				due = now.Add(drip)
+			}
+			wait = min(wait, due.Sub(now))
 		}
 	}
 	return wait
 }
 
-// judge takes the news of every source and reports whether a view changed.
-func (h *Hub) judge(now time.Time) bool {
-	changed := false
+// judge takes the news of every source. It reports whether a view changed in what
+// anybody acts on, and whether a source was heard at all.
+func (h *Hub) judge(now time.Time) (changed, heard bool) {
 	for _, m := range h.members {
 		h.mu.Lock()
 		set, report, policy, rejudge := m.set, m.report, m.policy, m.rejudge
@@ -167,19 +135,19 @@ func (h *Hub) judge(now time.Time) bool {
 		switch {
 		case set != nil:
 			m.last = *set
-			m.take(*set, policy, now, h.rival(m))
-			changed = true
+			heard = true
+			changed = m.take(*set, true, policy, now) || changed
 		case m.view.Spoken && (rejudge || !due.IsZero() && !due.After(now)):
 			again := m.last
-			again.Verified = again.Verified && rejudge
-			m.take(again, policy, now, h.rival(m))
-			changed = true
+			again.Verified = false // it was read before
+			changed = m.take(again, false, policy, now) || changed
 		}
 		if report != nil {
+			heard = true
 			changed = m.hear(*report, now) || changed
 		}
 	}
-	return changed
+	return changed, heard
 }
 
 // rival returns whether a source other than m claims a Key with a live entry.
@@ -189,7 +157,7 @@ func (h *Hub) rival(m *member) func(lb.Key) bool {
 			if o == m || o.ledger.get(k) == nil {
 				continue
 			}
-			if _, held := o.ledger.held[k]; !held {
+			if hold, held := o.ledger.held[k]; !held || hold.stated() {
 				return true
 			}
 		}
@@ -197,40 +165,57 @@ func (h *Hub) rival(m *member) func(lb.Key) bool {
 	}
 }
 
-// take judges a set.
-func (m *member) take(set Set, p Policy, now time.Time, rival func(lb.Key) bool) {
-	next, class := m.ledger.accept(set, p, now, rival)
-	if class != m.view.Class {
-		m.hub.log.Info("source answered", "source", m.name, "class", class,
-			"services", len(next.services), "held", len(next.held), "rejected", len(set.Rejected))
+// take judges a set and reports whether the view says something new. A set that
+// is judged again is no answer: it does not end an error.
+func (m *member) take(set Set, answer bool, p Policy, now time.Time) bool {
+	next, class := m.ledger.accept(set, p, now, m.hub.rival(m))
+	v := m.view
+	v.Services, v.Held, v.Revision = next.services, next.held, set.Revision
+	v.Rejected = slices.Concat(set.Rejected, next.doubles)
+	if answer || !v.Class.failed() {
+		v.Class = class
 	}
-	m.ledger = next
-	m.view.Services, m.view.Held, m.view.Rejected = next.services, next.held, set.Rejected
-	m.view.Spoken, m.view.Class, m.view.Err = true, class, nil
-	m.view.Revision, m.view.Answered = set.Revision, now
+	if answer {
+		v.Spoken, v.Err, v.Answered = true, nil, now
+	}
+	same := next == m.ledger && v.Spoken == m.view.Spoken && v.Class == m.view.Class &&
+		v.Revision == m.view.Revision && slices.Equal(v.Rejected, m.view.Rejected)
+	if v.Class != m.view.Class {
+		m.hub.log.Info("source answered", "source", m.name, "class", class,
+			"services", len(next.services), "held", len(next.held), "rejected", len(v.Rejected))
+	}
+	m.ledger, m.class, m.view = next, class, v
+	return !same
 }
 
 // hear takes a report and returns whether it says something new.
 func (m *member) hear(r Report, now time.Time) bool {
-	if r.Class != Error && r.Class != Untrusted {
-		m.view.Answered = now
-		if r.Revision != "" {
-			m.view.Revision = r.Revision
+	before := m.view
+	if r.Class.failed() {
+		m.view.Class, m.view.Err = r.Class, r.Err
+		if before.Class != r.Class {
+			m.hub.log.Warn("source gives no answer to rely on; its last good set stands",
+				"source", m.name, "class", r.Class, "error", r.Err)
 		}
-		if m.view.Err == nil {
-			return false
-		}
-		m.hub.log.Info("source answers again", "source", m.name)
-		m.view.Err = nil
-		m.view.Class = r.Class
-		return true
+		return before.Class != r.Class || errorText(before.Err) != errorText(r.Err)
 	}
-	if m.view.Class != r.Class {
-		m.hub.log.Warn("source gives no answer to rely on; its last good set stands",
-			"source", m.name, "class", r.Class, "error", r.Err)
+	m.view.Answered = now
+	if r.Revision != "" {
+		m.view.Revision = r.Revision
 	}
-	m.view.Class, m.view.Err = r.Class, r.Err
+	if !before.Class.failed() {
+		return before.Revision != m.view.Revision
+	}
+	m.hub.log.Info("source answers again", "source", m.name)
+	m.view.Class, m.view.Err = m.class, nil
 	return true
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 func (h *Hub) snapshot(seq uint64) *View {
@@ -241,10 +226,10 @@ func (h *Hub) snapshot(seq uint64) *View {
 	return v
 }
 
-// Publish implements Sink.
+// Publish implements Sink. What was reported before it is overtaken.
 func (m *member) Publish(set Set) {
 	m.hub.mu.Lock()
-	m.set = &set
+	m.set, m.report = &set, nil
 	m.hub.mu.Unlock()
 	m.hub.inbox.Set(struct{}{})
 }
@@ -258,33 +243,3 @@ func (m *member) Report(report Report) {
 }
 
 var _ Sink = (*member)(nil)
-
-// With returns the View as it would be after a source answered with set under
-// policy p. It is pure: Plan asks it what a new configuration would lead to.
-func (v *View) With(source string, set Set, p Policy, now time.Time) *View {
-	next := &View{Seq: v.Seq, Sources: slices.Clone(v.Sources)}
-	for i, s := range next.Sources {
-		if s.Name != source {
-			continue
-		}
-		l := &ledger{services: s.Services, held: s.Held}
-		l, class := l.accept(set, p, now, v.rival(source))
-		next.Sources[i] = SourceView{
-			Name: s.Name, Services: l.services, Held: l.held, Rejected: set.Rejected,
-			Spoken: true, Class: class, Revision: set.Revision, Answered: now,
-		}
-	}
-	return next
-}
-
-// rival returns whether another source than this one claims a Key with a live entry.
-func (v *View) rival(source string) func(lb.Key) bool {
-	return func(k lb.Key) bool {
-		for _, s := range v.Sources {
-			if _, held := s.Held[k]; s.Name != source && !held && (&ledger{services: s.Services}).get(k) != nil {
-				return true
-			}
-		}
-		return false
-	}
-}

@@ -24,6 +24,7 @@ var errCrashed = errors.New("the source crashed")
 func (m *member) supervise(ctx context.Context) {
 	retry, crashes := firstRetry, 0
 	for {
+		began := time.Now()
 		err := m.runOnce(ctx)
 		if ctx.Err() != nil {
 			return
@@ -38,6 +39,9 @@ func (m *member) supervise(ctx context.Context) {
 			}
 		}
 		m.Report(Report{Class: Error, Err: err})
+		if time.Since(began) > lastRetry { // it went well for a while
+			retry = firstRetry
+		}
 		select {
 		case <-ctx.Done():
 			return

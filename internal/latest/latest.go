@@ -30,6 +30,14 @@ func (c *Cell[T]) Set(v T) {
 	}
 }
 
+// Refresh replaces the value by one that says nothing new to who waits: it
+// signals no change.
+func (c *Cell[T]) Refresh(v T) {
+	c.mu.Lock()
+	c.value = v
+	c.mu.Unlock()
+}
+
 // Get returns the newest value.
 func (c *Cell[T]) Get() T {
 	c.mu.Lock()
