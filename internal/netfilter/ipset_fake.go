@@ -11,24 +11,19 @@ import (
 // type cannot hold, a set that is not there, or a set whose type differs is
 // refused, as by the kernel. Its methods may be used by one goroutine at a time.
 type FakeSets struct {
-	InUse  func(name string) bool                   // whether a rule names the set; nil: none does
-	Fail   func(op string, set string) error        // injects a failure before op ("add", "entries"...); may be nil
-	Wrote  func(op string, set string, what string) // hears every write that changed something; may be nil
-	sets   map[string]Set
-	holds  map[string]map[Entry]struct{}
-	limit  int
-	writes int
+	InUse func(name string) bool            // whether a rule names the set; nil: none does
+	Fail  func(op string, set string) error // injects a failure before op ("add", "entries"...); may be nil
+
+	sets  map[string]Set
+	holds map[string]map[Entry]struct{}
 }
 
 var _ Sets = (*FakeSets)(nil)
 
 // NewFakeSets returns a fake kernel without sets.
 func NewFakeSets() *FakeSets {
-	return &FakeSets{sets: map[string]Set{}, holds: map[string]map[Entry]struct{}{}, limit: maxElements}
+	return &FakeSets{sets: map[string]Set{}, holds: map[string]map[Entry]struct{}{}}
 }
-
-// Writes counts the calls that could write, whether they changed anything or not.
-func (f *FakeSets) Writes() int { return f.writes }
 
 // Dump returns every set of the fake with its entries, sorted, one a line.
 func (f *FakeSets) Dump() []string {
@@ -56,7 +51,6 @@ func (f *FakeSets) List(ctx context.Context) ([]Set, error) {
 
 // Create makes the set unless it is there.
 func (f *FakeSets) Create(ctx context.Context, set Set) error {
-	f.writes++
 	if err := f.begin(ctx, "create", set.Name); err != nil {
 		return err
 	}
@@ -68,7 +62,6 @@ func (f *FakeSets) Create(ctx context.Context, set Set) error {
 	}
 	f.sets[set.Name] = set
 	f.holds[set.Name] = map[Entry]struct{}{}
-	f.wrote("create", set.Name, string(set.Type))
 	return nil
 }
 
@@ -85,7 +78,6 @@ func (f *FakeSets) Entries(ctx context.Context, set Set) (map[Entry]struct{}, er
 
 // Add adds the entries that the set does not hold.
 func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
-	f.writes++
 	if err := f.begin(ctx, "add", set.Name); err != nil {
 		return err
 	}
@@ -99,18 +91,16 @@ func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
 		if _, found := f.holds[set.Name][e]; found {
 			continue
 		}
-		if len(f.holds[set.Name]) >= f.limit {
+		if len(f.holds[set.Name]) >= maxElements {
 			return fmt.Errorf("add to ipset %s: %w", set.Name, ErrSetFull)
 		}
 		f.holds[set.Name][e] = struct{}{}
-		f.wrote("add", set.Name, e.String())
 	}
 	return nil
 }
 
 // Delete removes the entries that the set holds.
 func (f *FakeSets) Delete(ctx context.Context, set Set, entries []Entry) error {
-	f.writes++
 	if err := f.begin(ctx, "delete", set.Name); err != nil {
 		return err
 	}
@@ -121,17 +111,13 @@ func (f *FakeSets) Delete(ctx context.Context, set Set, entries []Entry) error {
 		if err := set.check(e); err != nil {
 			return err
 		}
-		if _, found := f.holds[set.Name][e]; found {
-			delete(f.holds[set.Name], e)
-			f.wrote("delete", set.Name, e.String())
-		}
+		delete(f.holds[set.Name], e)
 	}
 	return nil
 }
 
 // Destroy removes the set if it is there.
 func (f *FakeSets) Destroy(ctx context.Context, name string) error {
-	f.writes++
 	if err := f.begin(ctx, "destroy", name); err != nil {
 		return err
 	}
@@ -143,7 +129,6 @@ func (f *FakeSets) Destroy(ctx context.Context, name string) error {
 	}
 	delete(f.sets, name)
 	delete(f.holds, name)
-	f.wrote("destroy", name, "")
 	return nil
 }
 
@@ -166,10 +151,4 @@ func (f *FakeSets) same(set Set) error {
 		return fmt.Errorf("ipset %s: %w", set.Name, ErrSetType)
 	}
 	return nil
-}
-
-func (f *FakeSets) wrote(op, set, what string) {
-	if f.Wrote != nil {
-		f.Wrote(op, set, what)
-	}
 }

@@ -1,0 +1,270 @@
+package vip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// pass is one Shut or Open, or the plan of both.
+type pass struct {
+	d    *Door
+	s    *state
+	how  proxier.How
+	plan *[]proxier.Change // nil: writes are made; else they are only noted here
+
+	sets map[string]netfilter.Set // as listed, once a pass; nil: not yet
+}
+
+// do makes a write, or notes what it would change.
+func (p *pass) do(ctx context.Context, changes func() []proxier.Change, write func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.plan != nil {
+		*p.plan = append(*p.plan, changes()...)
+		return nil
+	}
+	return write()
+}
+
+// shut is Shut. It returns the services that failed, or what went wrong as a
+// whole.
+func (p *pass) shut(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, error) {
+	if err := p.readLinks(ctx); err != nil {
+		return nil, err
+	}
+	accepted, failed := p.s.refuse(want)
+	p.s.want(accepted)
+	if p.s.wanted() {
+		if err := p.ensureDevice(ctx); err != nil {
+			p.s.linksKnown = false
+			return nil, err
+		}
+	}
+	var errs []error
+	for _, f := range p.s.families {
+		f.err = p.prepare(ctx, f)
+		if f.err == nil && p.how.Prune {
+			f.err = p.takeDown(ctx, f)
+		}
+		if f.err == nil {
+			continue
+		}
+		f.forget()
+		f.err = fmt.Errorf("%s: %w", f.Family, f.err)
+		if more := ofFamily(want, f.Family, f.err); len(more) > 0 && ctx.Err() == nil {
+			failed = merged(failed, more)
+		} else {
+			errs = append(errs, f.err)
+		}
+	}
+	return failed, errors.Join(errs...)
+}
+
+// prepare reads the family if need be, and puts in place what must stand before
+// a VIP of it is open.
+func (p *pass) prepare(ctx context.Context, f *family) error {
+	if err := p.readFamily(ctx, f); err != nil {
+		return err
+	}
+	if !f.wanted() {
+		return nil // leftovers, if any, go in Open
+	}
+	if _, err := p.tables(f); err != nil {
+		return err
+	}
+	if err := p.arp(ctx, f); err != nil {
+		return err
+	}
+	if !f.standing {
+		if err := p.createSets(ctx, f); err != nil {
+			return err
+		}
+	}
+	for _, i := range helpers {
+		if err := p.fill(ctx, f, i); err != nil {
+			return err
+		}
+	}
+	if err := p.regain(ctx, f); err != nil {
+		return err
+	}
+	if !f.standing {
+		if err := p.ensureRules(ctx, f); err != nil {
+			return err
+		}
+		f.standing = true
+	}
+	return nil
+}
+
+// open is Open.
+func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, error) {
+	if !p.s.linksKnown {
+		return nil, errors.New("the door was not shut before it is opened")
+	}
+	p.s.want(want)
+	failed := map[netip.Addr]error{}
+	var errs []error
+	for _, f := range p.s.families {
+		if err := p.putUp(ctx, f, failed); err != nil {
+			f.forget()
+			errs = append(errs, fmt.Errorf("%s: %w", f.Family, err))
+			continue
+		}
+		if !p.how.Prune || f.err != nil {
+			continue
+		}
+		if err := p.clear(ctx, f); err != nil {
+			f.forget()
+			errs = append(errs, fmt.Errorf("%s: %w", f.Family, err))
+		}
+	}
+	if p.how.Prune && len(errs) == 0 {
+		if err := p.pruneDevices(ctx); err != nil {
+			p.s.linksKnown = false
+			errs = append(errs, err)
+		}
+	}
+	return usersOf(want, failed), errors.Join(errs...)
+}
+
+// putUp puts up the missing VIPs: into the set of the guard, then on the device.
+// It notes those that fail for themselves.
+func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error) error {
+	if len(f.addrs.missing) == 0 && len(f.sets[setVIP].missing) == 0 {
+		return nil
+	}
+	if !f.standing { // no VIP without its guard
+		err := f.err
+		if err == nil {
+			err = errors.New("the guard does not stand; it is put in place by the next pass")
+		}
+		for a := range f.addrs.missing {
+			failed[a] = err
+		}
+		return nil
+	}
+	if err := p.fill(ctx, f, setVIP); err != nil {
+		return err
+	}
+	refused, err := p.addAddresses(ctx, f)
+	maps.Copy(failed, refused)
+	return err
+}
+
+// takeDown takes down the VIPs that nobody wants: off the device, then out of
+// the set, so that none is ever up without its guard.
+func (p *pass) takeDown(ctx context.Context, f *family) error {
+	if err := p.deleteAddresses(ctx, f); err != nil {
+		return err
+	}
+	return p.drain(ctx, f, setVIP)
+}
+
+// clear removes what no service needs any more.
+func (p *pass) clear(ctx context.Context, f *family) error {
+	if err := p.takeDown(ctx, f); err != nil {
+		return err
+	}
+	for _, i := range helpers {
+		if err := p.drain(ctx, f, i); err != nil {
+			return err
+		}
+	}
+	if f.wanted() || !f.present || f.held || len(f.addrs.have) > 0 {
+		return nil
+	}
+	if err := p.removeRules(ctx, f); err != nil {
+		return err
+	}
+	return p.destroySets(ctx, f)
+}
+
+// readFamily reads what the sets of the family hold, unless that is known.
+func (p *pass) readFamily(ctx context.Context, f *family) error {
+	if f.known && !p.how.Fresh {
+		return nil
+	}
+	f.known, f.standing, f.present, f.held = false, false, false, false
+	if err := p.listSets(ctx); err != nil {
+		return err
+	}
+	for i := range f.sets {
+		set := f.set(i)
+		have := map[netfilter.Entry]struct{}{}
+		if there, found := p.sets[set.Name]; found {
+			if there != set {
+				return fmt.Errorf("ipset %s is a %s: %w", set.Name, there.Type, netfilter.ErrSetType)
+			}
+			f.present = true
+			var err error
+			if have, err = p.d.kernel.sets.Entries(ctx, set); err != nil {
+				return err
+			}
+		}
+		f.sets[i].read(have)
+	}
+	f.known = true
+	return nil
+}
+
+func (p *pass) listSets(ctx context.Context) error {
+	if p.sets != nil {
+		return nil
+	}
+	list, err := p.d.kernel.sets.List(ctx)
+	if err != nil {
+		return err
+	}
+	p.sets = map[string]netfilter.Set{}
+	for _, set := range list {
+		p.sets[set.Name] = set
+	}
+	return nil
+}
+
+// ofFamily gives every service of a family one error.
+func ofFamily(want lb.Snapshot, f netfilter.Family, err error) map[lb.Key]error {
+	failed := map[lb.Key]error{}
+	for svc := range want.All() {
+		if netfilter.FamilyOf(svc.Key.Addr) == f {
+			failed[svc.Key] = err
+		}
+	}
+	return failed
+}
+
+// usersOf returns the services of the VIPs that failed.
+func usersOf(want lb.Snapshot, addrs map[netip.Addr]error) map[lb.Key]error {
+	failed := map[lb.Key]error{}
+	if len(addrs) == 0 {
+		return failed
+	}
+	for svc := range want.All() {
+		if err, found := addrs[svc.Key.Addr]; found {
+			failed[svc.Key] = fmt.Errorf("VIP %s: %w", svc.Key.Addr, err)
+		}
+	}
+	return failed
+}
+
+func merged(a, b map[lb.Key]error) map[lb.Key]error {
+	if a == nil {
+		return b
+	}
+	maps.Copy(a, b)
+	return a
+}
+
+func sortedKeys[E comparable](m map[E]struct{}, compare func(a, b E) int) []E {
+	return slices.SortedFunc(maps.Keys(m), compare)
+}

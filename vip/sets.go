@@ -1,0 +1,214 @@
+package vip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// createSets makes the sets of the family that are not there.
+func (p *pass) createSets(ctx context.Context, f *family) error {
+	if err := p.listSets(ctx); err != nil {
+		return err
+	}
+	for i := range f.sets {
+		set := f.set(i)
+		if _, found := p.sets[set.Name]; found {
+			continue
+		}
+		err := p.do(ctx, func() []proxier.Change {
+			return []proxier.Change{{Op: proxier.Add, Object: "set " + set.Name, Detail: fmt.Sprintf("%s %s", set.Type, set.Family)}}
+		}, func() error { return p.d.kernel.sets.Create(ctx, set) })
+		if err != nil {
+			return err
+		}
+		p.sets[set.Name] = set
+	}
+	f.present = true
+	return nil
+}
+
+// fill adds what a set of the family lacks.
+func (p *pass) fill(ctx context.Context, f *family, i int) error {
+	return p.add(ctx, f, i, sortedKeys(f.sets[i].missing, netfilter.Entry.Compare))
+}
+
+// regain puts VIPs that are up back into the set of the guard, if somebody took
+// them out.
+func (p *pass) regain(ctx context.Context, f *family) error {
+	var lost []netfilter.Entry
+	for e := range f.sets[setVIP].missing {
+		if _, up := f.addrs.have[e.Addr]; up {
+			lost = append(lost, e)
+		}
+	}
+	return p.add(ctx, f, setVIP, lost)
+}
+
+func (p *pass) add(ctx context.Context, f *family, i int, entries []netfilter.Entry) error {
+	set := f.set(i)
+	if len(entries) == 0 {
+		return nil
+	}
+	err := p.do(ctx, entryChanges(proxier.Add, set, i, entries), func() error { return p.d.kernel.sets.Add(ctx, set, entries) })
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		f.sets[i].added(e)
+	}
+	return nil
+}
+
+// drain removes what a set of the family holds and nobody wants.
+func (p *pass) drain(ctx context.Context, f *family, i int) error {
+	set, entries := f.set(i), sortedKeys(f.sets[i].surplus, netfilter.Entry.Compare)
+	if len(entries) == 0 {
+		return nil
+	}
+	err := p.do(ctx, entryChanges(proxier.Remove, set, i, entries), func() error { return p.d.kernel.sets.Delete(ctx, set, entries) })
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		f.sets[i].removed(e)
+	}
+	return nil
+}
+
+func entryChanges(op proxier.Op, set netfilter.Set, i int, entries []netfilter.Entry) func() []proxier.Change {
+	return func() []proxier.Change {
+		changes := make([]proxier.Change, len(entries))
+		for j, e := range entries {
+			changes[j] = proxier.Change{Op: op, Object: objectOf(set, i, e), Detail: "set " + set.Name + " " + e.String()}
+		}
+		return changes
+	}
+}
+
+// objectOf says to what an entry belongs, as people look for it in a plan.
+func objectOf(set netfilter.Set, i int, e netfilter.Entry) string {
+	switch i {
+	case setVIP:
+		return "VIP " + e.Addr.String()
+	case setMasq, setAuto:
+		return "service " + lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}.String()
+	}
+	return "set " + set.Name
+}
+
+// destroySets removes the sets of the family. One that a rule of somebody else
+// names stays, until the next resync at least.
+func (p *pass) destroySets(ctx context.Context, f *family) error {
+	if err := p.listSets(ctx); err != nil {
+		return err
+	}
+	for i := range f.sets {
+		set := f.set(i)
+		if _, found := p.sets[set.Name]; !found {
+			continue
+		}
+		err := p.do(ctx, func() []proxier.Change {
+			return []proxier.Change{{Op: proxier.Remove, Object: "set " + set.Name, Detail: fmt.Sprintf("%s %s", set.Type, set.Family)}}
+		}, func() error { return p.d.kernel.sets.Destroy(ctx, set.Name) })
+		if errors.Is(err, netfilter.ErrSetInUse) {
+			f.held = true
+			p.d.log.Debug("set stays", "set", set.Name, "reason", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		delete(p.sets, set.Name)
+		f.sets[i].read(map[netfilter.Entry]struct{}{})
+	}
+	f.present = f.held
+	return nil
+}
+
+// tables returns the packet filter of a family.
+func (p *pass) tables(f *family) (tables, error) {
+	i := index(f.Family)
+	if p.d.tools[i] == nil {
+		t, err := p.d.kernel.tables(f.Family)
+		if err != nil {
+			return nil, err
+		}
+		p.d.tools[i] = t
+	}
+	return p.d.tools[i], nil
+}
+
+// ensureRules makes the chains and jumps of the family stand.
+func (p *pass) ensureRules(ctx context.Context, f *family) error {
+	t, err := p.tables(f)
+	if err != nil {
+		return err
+	}
+	for _, s := range skeletons(f.Family, p.d.mark, t.HasRandomFully()) {
+		r, err := t.PlanSkeleton(ctx, s, p.d.seen[index(f.Family)])
+		if err != nil {
+			return err
+		}
+		if err := p.repair(ctx, f, t, s.Table, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeRules takes the chains and jumps of the family away.
+func (p *pass) removeRules(ctx context.Context, f *family) error {
+	t, err := p.tables(f)
+	if errors.Is(err, netfilter.ErrNotInstalled) {
+		return nil // without the tool no rules of ours were made
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range skeletons(f.Family, p.d.mark, t.HasRandomFully()) {
+		have, err := t.Read(ctx, s.Table)
+		if err != nil {
+			return err
+		}
+		if err := p.repair(ctx, f, t, s.Table, s.Removal(have)); err != nil {
+			return err
+		}
+	}
+	f.standing = false
+	return nil
+}
+
+func (p *pass) repair(ctx context.Context, f *family, t tables, table string, r netfilter.Repair) error {
+	if r.Empty() {
+		return nil
+	}
+	err := p.do(ctx, func() []proxier.Change {
+		changes := make([]proxier.Change, len(r.Lines))
+		for i, line := range r.Lines {
+			changes[i] = proxier.Change{Op: proxier.Remove, Object: fmt.Sprintf("%s table %s", f.Family, table), Detail: line.Text}
+			if line.Add {
+				changes[i].Op = proxier.Add
+			}
+		}
+		return changes
+	}, func() error { return t.Restore(ctx, r.Script) })
+	if err != nil {
+		return fmt.Errorf("table %s: %w", table, err)
+	}
+	if p.plan == nil {
+		p.d.log.Info("rules of the door changed", "family", f.Family, "table", table, "lines", len(r.Lines))
+	}
+	return nil
+}
+
+func index(f netfilter.Family) int {
+	if f == netfilter.IPv4 {
+		return 0
+	}
+	return 1
+}
