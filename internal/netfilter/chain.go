@@ -5,14 +5,16 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"hash/maphash"
+	"maps"
 	"strings"
 )
 
 // MaxChainName is the longest name of a chain that the kernel takes.
 const MaxChainName = 28
 
-// commentMark begins the comment in which a chain of ours carries its checksum.
-const commentMark = "vipd:"
+// commentMark begins the comment in which a chain of ours carries its checksum. It
+// has no byte for which iptables-save would quote the comment.
+const commentMark = "vipd-"
 
 // Chain is a chain of ours as it is to be written. A Chain is a value: its rules
 // are not changed once it is made.
@@ -59,9 +61,9 @@ func withSum(rule, sum string) string {
 	return rule[:i] + comment + " " + rule[i:]
 }
 
-// sumOf returns the checksum that a rule carries, or "". iptables-save writes the
+// SumOf returns the checksum that a rule carries, or "". iptables-save writes the
 // comment with or without quotes.
-func sumOf(rule string) string {
+func SumOf(rule string) string {
 	for _, begin := range []string{"--comment \"" + commentMark, "--comment " + commentMark} {
 		if i := strings.Index(rule, begin); i >= 0 {
 			rest := rule[i+len(begin):]
@@ -72,6 +74,18 @@ func sumOf(rule string) string {
 		}
 	}
 	return ""
+}
+
+// WithoutSum returns a rule without the comment that carries the checksum.
+func WithoutSum(rule string) string {
+	sum := SumOf(rule)
+	if sum == "" {
+		return rule
+	}
+	for _, comment := range []string{commentMark + sum, `"` + commentMark + sum + `"`} {
+		rule = strings.Replace(rule, "-m comment --comment "+comment, "", 1)
+	}
+	return strings.Join(strings.Fields(rule), " ")
 }
 
 // WriteDeclare writes the line that makes the chain, or empties it if it stands.
@@ -91,7 +105,7 @@ func (c Chain) WriteRules(b *bytes.Buffer) {
 type Fingerprint uint64
 
 // Baseline remembers how chains of ours looked when they were first read back
-// after a write. The zero value is not ready: use make.
+// after a write. The zero value is not ready: use NewBaseline.
 //
 // A checksum and a count cannot see that somebody replaced one rule by another.
 // The first reading that agrees with them is therefore remembered, and any later
@@ -114,7 +128,7 @@ func NewBaseline() *Baseline {
 // Same reports whether rules read from the kernel are those of a chain with that
 // checksum and count of lines, and remembers how they looked.
 func (b *Baseline) Same(name, sum string, count int, have []string) bool {
-	if len(have) != count || count == 0 || sumOf(have[count-1]) != sum {
+	if len(have) != count || count == 0 || SumOf(have[count-1]) != sum {
 		return false
 	}
 	var h maphash.Hash
@@ -130,6 +144,9 @@ func (b *Baseline) Same(name, sum string, count int, have []string) bool {
 	b.known[name] = now
 	return true
 }
+
+// Clone returns a copy that goes its own way.
+func (b *Baseline) Clone() *Baseline { return &Baseline{seed: b.seed, known: maps.Clone(b.known)} }
 
 // Forget drops what is known of a chain: it is about to be written or removed.
 func (b *Baseline) Forget(name string) { delete(b.known, name) }

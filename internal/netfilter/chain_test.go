@@ -12,10 +12,10 @@ func TestChainCarriesItsSumInTheLastRule(t *testing.T) {
 		rules []string
 		last  string // of the lines, %s is the sum
 	}{
-		{"empty", nil, "-m comment --comment vipd:%s"},
-		{"target", []string{"-j RETURN"}, "-m comment --comment vipd:%s -j RETURN"},
-		{"goto", []string{"-j A", "-d 192.0.2.1 -g B"}, "-d 192.0.2.1 -m comment --comment vipd:%s -g B"},
-		{"no target", []string{"-p tcp"}, "-p tcp -m comment --comment vipd:%s"},
+		{"empty", nil, "-m comment --comment vipd-%s"},
+		{"target", []string{"-j RETURN"}, "-m comment --comment vipd-%s -j RETURN"},
+		{"goto", []string{"-j A", "-d 192.0.2.1 -g B"}, "-d 192.0.2.1 -m comment --comment vipd-%s -g B"},
+		{"no target", []string{"-p tcp"}, "-p tcp -m comment --comment vipd-%s"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := Chain{Name: "VIPD-A", Rules: tc.rules}
@@ -23,11 +23,11 @@ func TestChainCarriesItsSumInTheLastRule(t *testing.T) {
 			if want := fmt.Sprintf(tc.last, c.Sum()); lines[len(lines)-1] != want {
 				t.Errorf("last line %q, want %q", lines[len(lines)-1], want)
 			}
-			if got := sumOf(lines[len(lines)-1]); got != c.Sum() {
+			if got := SumOf(lines[len(lines)-1]); got != c.Sum() {
 				t.Errorf("sum read back %q, want %q", got, c.Sum())
 			}
-			quoted := strings.Replace(lines[len(lines)-1], "vipd:"+c.Sum(), `"vipd:`+c.Sum()+`"`, 1)
-			if got := sumOf(quoted); got != c.Sum() {
+			quoted := strings.Replace(lines[len(lines)-1], "vipd-"+c.Sum(), `"vipd-`+c.Sum()+`"`, 1)
+			if got := SumOf(quoted); got != c.Sum() {
 				t.Errorf("sum read back from quotes %q, want %q", got, c.Sum())
 			}
 		})
@@ -124,7 +124,7 @@ func FuzzParseTable(f *testing.F) {
 		for _, rules := range table.Base {
 			for _, r := range rules {
 				target(r)
-				sumOf(r)
+				SumOf(r)
 			}
 		}
 	})

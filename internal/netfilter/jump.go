@@ -19,7 +19,7 @@ func jumpsRight(base []string, want []Jump, ours func(chain string) bool) bool {
 		return false
 	}
 	for i, j := range want {
-		if sumOf(base[i]) != j.sum() || target(base[i]) != target(j.Rule) {
+		if SumOf(base[i]) != j.sum() || target(base[i]) != target(j.Rule) {
 			return false
 		}
 	}

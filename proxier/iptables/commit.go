@@ -1,0 +1,76 @@
+package iptables
+
+import (
+	"bytes"
+
+	"vipd/internal/netfilter"
+)
+
+const table = "nat"
+
+// commitChains is how many chains one commit may name. More is quadratic: 10,000
+// services take 13 s in one commit and 2.3 s in commits of 500 chains.
+const commitChains = 500
+
+// unit is what must not be divided between two commits.
+type unit struct {
+	write  []netfilter.Chain // made, or rewritten in place
+	remove []string          // deleted; nothing may lead to them but each other
+	repair netfilter.Repair  // of the skeleton: a commit of its own
+}
+
+// commit is one transaction of the kernel.
+type commit struct {
+	write  []netfilter.Chain
+	remove []string
+	repair netfilter.Repair
+}
+
+// pack joins units, in order, into as few commits as may be.
+func pack(units []unit) (commits []commit) {
+	var c commit
+	flush := func() {
+		if len(c.write)+len(c.remove) > 0 {
+			commits = append(commits, c)
+			c = commit{}
+		}
+	}
+	for _, u := range units {
+		if len(c.write)+len(c.remove)+len(u.write)+len(u.remove) > commitChains {
+			flush()
+		}
+		c.write = append(c.write, u.write...)
+		c.remove = append(c.remove, u.remove...)
+		if !u.repair.Empty() {
+			flush()
+			commits = append(commits, commit{repair: u.repair})
+		}
+	}
+	flush()
+	return commits
+}
+
+// script returns the commit for iptables-restore --noflush. All chains come
+// first, for a rule must not lead to one that is declared below it. A chain that
+// goes is declared as well: that empties it, and makes it if it is gone already.
+func (c commit) script() []byte {
+	if !c.repair.Empty() {
+		return c.repair.Script
+	}
+	var b bytes.Buffer
+	b.WriteString("*" + table + "\n")
+	for _, chain := range c.write {
+		chain.WriteDeclare(&b)
+	}
+	for _, name := range c.remove {
+		netfilter.Chain{Name: name}.WriteDeclare(&b)
+	}
+	for _, chain := range c.write {
+		chain.WriteRules(&b)
+	}
+	for _, name := range c.remove {
+		b.WriteString("-X " + name + "\n")
+	}
+	b.WriteString("COMMIT\n")
+	return b.Bytes()
+}

@@ -1,0 +1,33 @@
+// Package iptables serves services by rules of iptables, with the nft backend, in
+// table nat. The kernel does the work; nothing stands in the way of a packet of a
+// connection that has been translated once.
+//
+// The way of the first packet of a connection:
+//
+//	PREROUTING, OUTPUT -> VIPD-SVC    what goes to a VIP
+//	  -> VIPD-DISP -> VIPD-T-...      a tree over the VIPs and ports (tree.go)
+//	  -> VIPD-<service>               chooses a backend and translates (service.go)
+//	  -> VIPD-W-...                   when there are many backends
+//
+// VIPD-SVC lets alone what does not begin a connection, gives the connection the
+// mark of vipd, and marks the packet for masquerade. The sets it matches on, the
+// masquerade itself and the refusal of what no chain takes belong to package vip.
+//
+// Invariants:
+//   - Every commit leaves a working rule set: new chains are made before anything
+//     leads to them, a node of the tree is rewritten in place only if it keeps its
+//     region, and what nothing leads to any more is deleted last.
+//   - A commit names at most 500 chains: the cost in the nft backend is quadratic.
+//   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
+//   - The layout is a function of the snapshot alone, so a restart finds what it
+//     left. A chain is compared by a checksum that it carries in a comment.
+//   - What is remembered of the kernel advances only after the kernel said yes.
+//     After an error it is forgotten and read again.
+//
+// Traps:
+//   - A ":CHAIN" line of iptables-restore --noflush empties the chain, within the
+//     commit; "-X" of a chain that anything still leads to fails the commit.
+//   - One refused line refuses its whole commit, and earlier commits stand.
+//   - A rule may be refused only because somebody flushed the table: so before a
+//     service is found guilty the kernel is read again.
+package iptables

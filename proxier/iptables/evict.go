@@ -1,0 +1,108 @@
+package iptables
+
+import (
+	"net/netip"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+)
+
+// Evictor ends flows in the background, because conntrack keeps sending them where
+// the rules sent their first packet. *netfilter.Evictor is one.
+type Evictor interface {
+	// Evict asks for the end of flows. The rules that made them are gone.
+	Evict(evictions ...netfilter.Eviction)
+	// Cancel takes back evictions whose backend serves again.
+	Cancel(evictions ...netfilter.Eviction)
+	// Sweep asks for the end of every flow of ours that keep refuses.
+	Sweep(keep netfilter.Keep)
+}
+
+// flows returns the evictions that follow from a change, and those that are to be
+// taken back.
+//
+// A UDP flow leaves its backend as soon as that gets no new ones: it has no end of
+// its own, and nothing to lose. A TCP connection lives as long as its backend is
+// listed, draining or not. The flows that a client of a UDP service began while it
+// had no backend are stuck with the VIP itself, until they are deleted.
+func flows(before, after *lb.Service) (evict, cancel []netfilter.Eviction) {
+	if before != nil {
+		for _, b := range before.Backends {
+			if holds(before, b.Addr) && !holds(after, b.Addr) {
+				evict = append(evict, netfilter.Eviction{Key: before.Key, Backend: b.Addr})
+			}
+		}
+	}
+	if after != nil {
+		for _, b := range after.Backends {
+			if holds(after, b.Addr) && !holds(before, b.Addr) {
+				cancel = append(cancel, netfilter.Eviction{Key: after.Key, Backend: b.Addr})
+			}
+		}
+	}
+	return evict, cancel
+}
+
+// holds reports whether the flows from a service to a backend may go on.
+func holds(s *lb.Service, backend netip.AddrPort) bool {
+	if s == nil {
+		return false
+	}
+	b, found := s.Backend(backend)
+	return found && (s.Key.Protocol != lb.UDP || b.Usable())
+}
+
+// untranslated is the eviction of the flows to a VIP that went nowhere.
+func untranslated(k lb.Key) netfilter.Eviction {
+	return netfilter.Eviction{Key: k, Backend: k.AddrPort()}
+}
+
+// takesUp reports whether UDP flows that went nowhere have a backend now.
+func takesUp(s *lb.Service) bool {
+	return s != nil && s.Key.Protocol == lb.UDP && len(s.Usable()) > 0
+}
+
+// endFlows asks for the end of the flows whose backend is gone. It runs after the
+// rules are in place, and never waits.
+func (p *pass) endFlows(e Evictor) {
+	asked := map[netfilter.Eviction]bool{}
+	ask := func(evictions ...netfilter.Eviction) {
+		for _, ev := range evictions {
+			if !asked[ev] {
+				asked[ev] = true
+				e.Evict(ev)
+			}
+		}
+	}
+	for _, c := range p.applied {
+		gone, back := flows(c.before, c.after)
+		e.Cancel(back...)
+		ask(gone...)
+		if !p.fresh && takesUp(c.after) && !takesUp(c.before) {
+			ask(untranslated(c.after.Key))
+		}
+	}
+	if !p.fresh {
+		return
+	}
+	// The kernel may have led nowhere for a while, whatever we believed.
+	for s := range p.memory.applied.All() {
+		if p.ours(s.Key) && takesUp(s) && !p.linked[s.Key] {
+			ask(untranslated(s.Key))
+		}
+	}
+}
+
+// keep returns the answer to what a sweep asks. A family of which nothing is
+// known keeps all its flows.
+func (p *Proxier) keep(k lb.Key, backend netip.AddrPort) bool {
+	serving := p.serving[netfilter.FamilyOf(k.Addr)].Load()
+	if serving == nil {
+		return true
+	}
+	s := serving.Get(k)
+	if backend == k.AddrPort() {
+		return !takesUp(s)
+	}
+	return holds(s, backend)
+}

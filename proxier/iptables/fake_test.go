@@ -1,0 +1,229 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"vipd/internal/netfilter"
+)
+
+// fakeKernel is table nat as the kernel keeps it, and strict: what the kernel
+// refuses it refuses, and nothing of a refused commit is done.
+type fakeKernel struct {
+	base map[string][]string
+	own  map[string][]string // every chain that is no base chain
+
+	refuse func(line string) error   // a fault: the line is refused
+	before func(script string) error // a fault: an error that is no refusal, before the commit
+	after  func(script string) error // the same, after the commit took effect
+	watch  func()                    // called after each commit that took effect
+
+	scripts []string
+	reads   int
+}
+
+func newFakeKernel() *fakeKernel {
+	return &fakeKernel{
+		base: map[string][]string{"PREROUTING": nil, "INPUT": nil, "OUTPUT": nil, "POSTROUTING": nil},
+		own:  map[string][]string{},
+	}
+}
+
+// Read spells rules in another way than they were written, as the kernel does.
+func (k *fakeKernel) Read(ctx context.Context, name string) (netfilter.Table, error) {
+	k.reads++
+	if err := ctx.Err(); err != nil {
+		return netfilter.Table{}, err
+	}
+	t := netfilter.Table{Name: name, Base: map[string][]string{}, Own: map[string][]string{}}
+	for name, rules := range k.base {
+		t.Base[name] = respell(rules)
+	}
+	for name, rules := range k.own {
+		if strings.HasPrefix(name, netfilter.ChainPrefix) {
+			t.Own[name] = respell(rules)
+		}
+	}
+	return t, nil
+}
+
+func respell(rules []string) []string {
+	out := slices.Clone(rules)
+	for i, r := range out {
+		if sum := netfilter.SumOf(r); sum != "" {
+			out[i] = strings.Replace(r, "vipd-"+sum, `"vipd-`+sum+`"`, 1)
+		}
+	}
+	return out
+}
+
+// Restore does a script, commit by commit.
+func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if k.before != nil {
+		if err := k.before(string(script)); err != nil {
+			return err
+		}
+	}
+	tx := &fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own)}
+	for i, line := range strings.Split(strings.TrimSuffix(string(script), "\n"), "\n") {
+		err := tx.line(line)
+		if err == nil && k.refuse != nil {
+			err = k.refuse(line)
+		}
+		if err != nil {
+			return &netfilter.RestoreError{Line: i + 1, Text: line, Stderr: err.Error()}
+		}
+		if line == "COMMIT" {
+			k.base, k.own = cloneChains(tx.base), cloneChains(tx.own)
+		}
+	}
+	k.scripts = append(k.scripts, string(script))
+	if k.watch != nil {
+		k.watch()
+	}
+	if k.after != nil {
+		return k.after(string(script))
+	}
+	return nil
+}
+
+func cloneChains(m map[string][]string) map[string][]string {
+	c := maps.Clone(m)
+	for name := range c {
+		c[name] = slices.Clip(c[name])
+	}
+	return c
+}
+
+func (k *fakeKernel) line(line string) error {
+	words := strings.SplitN(line, " ", 3)
+	switch {
+	case line == "*nat", line == "COMMIT":
+		return nil
+	case strings.HasPrefix(line, ":"):
+		name := words[0][1:]
+		if _, found := k.base[name]; found || len(name) > netfilter.MaxChainName {
+			return fmt.Errorf("bad chain name %q", name)
+		}
+		k.own[name] = nil
+		return nil
+	case len(words) == 3 && words[0] == "-A":
+		return k.add(k.own, words[1], words[2])
+	case len(words) == 3 && words[0] == "-I":
+		rule, found := strings.CutPrefix(words[2], "1 ")
+		if !found {
+			return errors.New("inserts elsewhere than at the top")
+		}
+		rest := k.base[words[1]]
+		k.base[words[1]] = nil
+		err := k.add(k.base, words[1], rule)
+		k.base[words[1]] = append(k.base[words[1]], rest...)
+		return err
+	case len(words) == 3 && words[0] == "-D":
+		i := slices.IndexFunc(k.base[words[1]], func(r string) bool { return r == words[2] || respell([]string{r})[0] == words[2] })
+		if i < 0 {
+			return errors.New("Bad rule (does a matching rule exist in that chain?).")
+		}
+		k.base[words[1]] = slices.Delete(slices.Clone(k.base[words[1]]), i, i+1)
+		return nil
+	case len(words) == 2 && words[0] == "-F":
+		if _, found := k.own[words[1]]; !found {
+			return errors.New("No chain/target/match by that name.")
+		}
+		k.own[words[1]] = nil
+		return nil
+	case len(words) == 2 && words[0] == "-X":
+		return k.drop(words[1])
+	}
+	return fmt.Errorf("unknown line %q", line)
+}
+
+func (k *fakeKernel) add(chains map[string][]string, name, rule string) error {
+	if _, found := chains[name]; !found {
+		return fmt.Errorf("Chain '%s' does not exist", name)
+	}
+	to := ""
+	fields := strings.Fields(rule)
+	for i, w := range fields {
+		switch w {
+		case "-j", "-g":
+			to = fields[i+1]
+		case "--comment":
+			if len(fields[i+1]) > 128 {
+				return errors.New("comment too long")
+			}
+		}
+	}
+	if _, found := k.own[to]; !found && !slices.Contains([]string{"", "RETURN", "MARK", "CONNMARK", "DNAT", "ACCEPT"}, to) {
+		return fmt.Errorf("Chain '%s' does not exist", to)
+	}
+	chains[name] = append(slices.Clip(chains[name]), rule)
+	return nil
+}
+
+func (k *fakeKernel) drop(name string) error {
+	if rules, found := k.own[name]; !found || len(rules) > 0 {
+		return fmt.Errorf("CHAIN_DEL failed: chain %s is missing or not empty", name)
+	}
+	for _, chains := range []map[string][]string{k.base, k.own} {
+		for _, rules := range chains {
+			for _, r := range rules {
+				if strings.HasSuffix(r, " "+name) || strings.HasPrefix(r, "-j "+name) {
+					return fmt.Errorf("CHAIN_DEL failed (Device or resource busy): chain %s", name)
+				}
+			}
+		}
+	}
+	delete(k.own, name)
+	return nil
+}
+
+// String is all of it, for comparing.
+func (k *fakeKernel) String() string {
+	var b strings.Builder
+	for _, chains := range []map[string][]string{k.base, k.own} {
+		for _, name := range slices.Sorted(maps.Keys(chains)) {
+			b.WriteString(":" + name + "\n")
+			for i, r := range chains[name] {
+				b.WriteString(strconv.Itoa(i) + " " + r + "\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+func TestFakeKernelIsStrict(t *testing.T) {
+	const setup = "*nat\n:VIPD-A - [0:0]\n:VIPD-B - [0:0]\n-A VIPD-A -g VIPD-B\n-I PREROUTING 1 -j VIPD-A\nCOMMIT\n"
+	for _, tc := range []struct{ name, lines, why string }{
+		{"unknown target", "-A VIPD-A -j VIPD-C\n", "does not exist"},
+		{"target declared too late", "-A VIPD-A -j VIPD-C\n:VIPD-C - [0:0]\n", "does not exist"},
+		{"unknown chain", "-A VIPD-C -j VIPD-A\n", "does not exist"},
+		{"delete of a chain in use", ":VIPD-B - [0:0]\n-X VIPD-B\n", "busy"},
+		{"delete of a chain with rules", "-D PREROUTING -j VIPD-A\n-X VIPD-A\n", "not empty"},
+		{"delete of no chain", "-X VIPD-C\n", "missing"},
+		{"long name", ":VIPD-9012345678901234567890123 - [0:0]\n", "bad chain name"},
+		{"unknown rule", "-D PREROUTING -j VIPD-B\n", "Bad rule"},
+	} {
+		k := newFakeKernel()
+		if err := k.Restore(t.Context(), []byte(setup)); err != nil {
+			t.Fatal(err)
+		}
+		stood := k.String()
+		err := k.Restore(t.Context(), []byte("*nat\n:VIPD-NEW - [0:0]\n"+tc.lines+"COMMIT\n"))
+		if !refused(err) || !strings.Contains(err.Error(), tc.why) {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+		if k.String() != stood {
+			t.Errorf("%s: something of the refused commit was done", tc.name)
+		}
+	}
+}

@@ -1,0 +1,148 @@
+package iptables
+
+import (
+	"maps"
+	"slices"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+)
+
+// stamp says what a chain in the kernel holds. The zero stamp is a chain that
+// holds something else than we ever wrote.
+type stamp struct {
+	sum   string
+	lines int
+}
+
+func stampOf(c netfilter.Chain) stamp { return stamp{c.Sum(), max(len(c.Rules), 1)} }
+
+// memory is what is remembered of one family.
+type memory struct {
+	// applied is the last snapshot that was asked for, with the version that stands
+	// in place of what failed. Only the services of the family count.
+	applied lb.Snapshot
+	failed  map[lb.Key]failure // of the last pass
+	keys    []lb.Key           // those that the tree leads to, sorted by compareKeys
+
+	// have is what stands in the kernel; nil means that it has to be read. It is
+	// all that an error makes us forget.
+	have     map[string]stamp
+	nodes    map[string]treeNode // of the tree
+	standing bool                // VIPD-SVC and the jumps into it
+	treeOpen bool                // the nodes in the kernel may be others
+	gated    bool                // when have was read nothing could be removed
+
+	seen     *netfilter.Baseline
+	compiled map[lb.Key]compiled // cache, for comparing everything
+}
+
+// failure is a version of a service that the kernel refused; nil: its removal.
+type failure struct {
+	service *lb.Service
+	err     error
+}
+
+// compiled is what a service is in the kernel.
+type compiled struct {
+	service *lb.Service
+	chains  []namedStamp
+}
+
+type namedStamp struct {
+	name string
+	stamp
+}
+
+func newMemory() *memory {
+	return &memory{
+		failed:   map[lb.Key]failure{},
+		seen:     netfilter.NewBaseline(),
+		compiled: map[lb.Key]compiled{},
+	}
+}
+
+// clone returns a copy that a plan may change.
+func (m *memory) clone() *memory {
+	c := *m
+	c.failed = maps.Clone(m.failed)
+	c.have = maps.Clone(m.have)
+	c.seen = m.seen.Clone()
+	c.compiled = maps.Clone(m.compiled)
+	return &c
+}
+
+// forget drops what is remembered of the kernel, because the outcome of a commit
+// is unknown.
+func (m *memory) forget() { m.have = nil }
+
+// wrote notes what a commit did.
+func (m *memory) wrote(c commit) {
+	for _, chain := range c.write {
+		m.have[chain.Name] = stampOf(chain)
+		m.seen.Forget(chain.Name)
+	}
+	for _, name := range c.remove {
+		delete(m.have, name)
+		m.seen.Forget(name)
+	}
+	if !c.repair.Empty() {
+		m.seen.Forget(chainService)
+	}
+}
+
+// adopt takes over what was read from the kernel. It returns the services that
+// the tree there leads to.
+func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
+	m.have = make(map[string]stamp, len(t.Own))
+	linked := map[lb.Key]bool{}
+	for name, rules := range t.Own {
+		if kindOf(name) == foreign {
+			continue
+		}
+		m.have[name] = m.stampRead(name, rules)
+		if kindOf(name) != node {
+			continue
+		}
+		for _, rule := range rules {
+			if k, ok := linkedKey(rule); ok {
+				linked[k] = true
+			}
+		}
+	}
+	return linked
+}
+
+// stampRead returns the stamp of a chain as it was read.
+func (m *memory) stampRead(name string, rules []string) stamp {
+	if len(rules) == 0 {
+		return stamp{}
+	}
+	s := stamp{netfilter.SumOf(rules[len(rules)-1]), len(rules)}
+	if !m.seen.Same(name, s.sum, s.lines, rules) {
+		return stamp{}
+	}
+	return s
+}
+
+// compile returns the stamps of a service's chains, from the cache if it can.
+func (m *memory) compile(s *lb.Service) ([]namedStamp, error) {
+	if c, found := m.compiled[s.Key]; found && c.service == s {
+		return c.chains, nil
+	}
+	chains, err := serviceChains(s)
+	if err != nil {
+		return nil, err
+	}
+	stamps := make([]namedStamp, len(chains))
+	for i, c := range chains {
+		stamps[i] = namedStamp{c.Name, stampOf(c)}
+	}
+	m.compiled[s.Key] = compiled{s, stamps}
+	return stamps, nil
+}
+
+// matches reports whether all the chains stand as they should.
+func (m *memory) matches(chains []namedStamp) bool {
+	return !slices.ContainsFunc(chains, func(c namedStamp) bool { return m.have[c.name] != c.stamp })
+}

@@ -1,0 +1,281 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// kernel is the line to table nat of one family.
+type kernel interface {
+	// Read returns the table as it stands.
+	Read(ctx context.Context, table string) (netfilter.Table, error)
+	// Restore commits a script. A *netfilter.RestoreError means that nothing of it
+	// was applied; after any other error the outcome is unknown.
+	Restore(ctx context.Context, script []byte) error
+}
+
+// change is a service that becomes another one; nil: none. A service that stays
+// what it is, but is not what stands in the kernel, is a change as well.
+type change struct{ before, after *lb.Service }
+
+func (c change) key() lb.Key {
+	if c.after != nil {
+		return c.after.Key
+	}
+	return c.before.Key
+}
+
+// pass makes one family equal to a snapshot. It is used once.
+type pass struct {
+	family   netfilter.Family
+	kernel   kernel
+	memory   *memory
+	skeleton netfilter.Skeleton
+	want     lb.Snapshot
+	how      proxier.How
+	dry      bool // write nothing, say yes to everything
+
+	// What was read, if fresh.
+	fresh   bool
+	table   netfilter.Table
+	linked  map[lb.Key]bool // services that the kernel led to before the pass
+	strays  []lb.Key        // of those the ones that nobody knows and that must stay
+	mended  bool            // the skeleton was repaired
+	applied []change        // what is in place by now
+	failed  map[lb.Key]failure
+	kept    map[lb.Key]*lb.Service // services that would go, but may not yet
+	commits []commit               // what was written
+}
+
+// run makes the pass. After an error nothing is known of the kernel, unless
+// memory still has it: then only what the error names is not in place.
+func (p *pass) run(ctx context.Context) error {
+	err := p.sync(ctx)
+	if err != nil && p.memory.have == nil {
+		return err
+	}
+	p.memory.applied = p.target()
+	p.memory.failed = p.failed
+	return err
+}
+
+func (p *pass) sync(ctx context.Context) error {
+	m := p.memory
+	lost := m.have == nil || p.how.Fresh || p.how.Prune && m.gated
+	changes := p.changes()
+	if !lost && len(changes) == 0 && !m.treeOpen {
+		return nil
+	}
+	if !lost && p.skeletonWanted() == m.standing {
+		if err := p.try(ctx, changes, true); !refused(err) {
+			return p.unknown(err)
+		}
+	}
+	if err := p.read(ctx); err != nil {
+		return err
+	}
+	changes = p.changes()
+	err := p.try(ctx, changes, true)
+	if !refused(err) {
+		return p.unknown(err)
+	}
+	if err := p.bisect(ctx, changes); err != nil {
+		return p.unknown(err)
+	}
+	return p.collect(ctx)
+}
+
+// unknown forgets the kernel if there was an error.
+func (p *pass) unknown(err error) error {
+	if err != nil {
+		p.memory.forget()
+	}
+	return err
+}
+
+// refused reports whether an error says that a commit was not applied.
+func refused(err error) bool {
+	var r *netfilter.RestoreError
+	return errors.As(err, &r)
+}
+
+// read reads the table, and forgets what was believed of it.
+func (p *pass) read(ctx context.Context) error {
+	t, err := p.kernel.Read(ctx, table)
+	if err != nil {
+		return p.unknown(err)
+	}
+	m := p.memory
+	linked := m.adopt(t)
+	if !p.fresh {
+		p.linked = linked
+	}
+	p.fresh, p.table = true, t
+	m.treeOpen, m.gated = true, !p.how.Prune
+	_, m.standing = m.have[chainService]
+	p.strays, m.keys = nil, nil
+	for s := range m.applied.All() {
+		if p.ours(s.Key) && len(s.Usable()) > 0 {
+			m.keys = append(m.keys, s.Key)
+		}
+	}
+	if !p.how.Prune {
+		for k := range linked {
+			if _, stands := m.have[serviceChain(k)]; stands && p.ours(k) && p.want.Get(k) == nil && m.applied.Get(k) == nil {
+				p.strays = append(p.strays, k)
+			}
+		}
+	}
+	m.keys = append(m.keys, p.strays...)
+	slices.SortFunc(m.keys, compareKeys)
+	return nil
+}
+
+func (p *pass) ours(k lb.Key) bool { return netfilter.FamilyOf(k.Addr) == p.family }
+
+// changes returns what has to become something else. Those that cannot be tried
+// are among the failed.
+func (p *pass) changes() (all []change) {
+	m := p.memory
+	p.failed, p.kept = map[lb.Key]failure{}, map[lb.Key]*lb.Service{}
+	differs := map[lb.Key]bool{}
+	for before, after := range p.want.Diff(m.applied) {
+		c := change{before, after}
+		if !p.ours(c.key()) {
+			continue
+		}
+		differs[c.key()] = true
+		if p.mayTry(c) {
+			all = append(all, c)
+		} else if before != nil && p.damaged(before) {
+			all = append(all, change{before, before})
+		}
+	}
+	if !p.fresh {
+		return all
+	}
+	for s := range m.applied.All() {
+		if p.ours(s.Key) && !differs[s.Key] && p.damaged(s) {
+			all = append(all, change{s, s})
+		}
+	}
+	return all
+}
+
+// mayTry reports whether a change can be tried, and notes why not.
+func (p *pass) mayTry(c change) bool {
+	k := c.key()
+	if c.after == nil && !p.how.Prune {
+		p.kept[k] = c.before
+		return false
+	}
+	if f, found := p.memory.failed[k]; found && sameVersion(f.service, c.after) {
+		p.failed[k] = f
+		return false
+	}
+	if c.after == nil {
+		return true
+	}
+	if _, err := p.memory.compile(c.after); err != nil {
+		p.failed[k] = failure{c.after, err}
+		return false
+	}
+	return true
+}
+
+func sameVersion(a, b *lb.Service) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Equal(b)
+}
+
+// damaged reports whether a service that was applied does not stand as it should.
+func (p *pass) damaged(s *lb.Service) bool {
+	chains, err := p.memory.compile(s)
+	return p.fresh && err == nil && !p.memory.matches(chains)
+}
+
+// bisect tries changes, and when they are refused, halves of them, until those
+// that are refused alone are found. Nothing is removed meanwhile.
+func (p *pass) bisect(ctx context.Context, changes []change) error {
+	err := p.try(ctx, changes, false)
+	if !refused(err) || len(changes) == 0 {
+		return err
+	}
+	if len(changes) > 1 {
+		half := len(changes) / 2
+		if err := p.bisect(ctx, changes[:half]); err != nil {
+			return err
+		}
+		return p.bisect(ctx, changes[half:])
+	}
+	c := changes[0]
+	p.failed[c.key()] = failure{c.after, err}
+	if before := c.before; before != nil && before != c.after {
+		if chains, err := p.memory.compile(before); err == nil && !p.memory.matches(chains) {
+			return p.try(ctx, []change{{before, before}}, false)
+		}
+	}
+	return nil
+}
+
+// target returns what is applied once the pass is over: what is wanted, but for
+// what failed and what may not go yet.
+func (p *pass) target() lb.Snapshot {
+	if len(p.failed)+len(p.kept) == 0 {
+		return p.want
+	}
+	e := p.want.Edit()
+	for k := range p.failed {
+		if old := p.memory.applied.Get(k); old != nil {
+			e.Put(old)
+		} else {
+			e.Delete(k)
+		}
+	}
+	for _, s := range p.kept {
+		e.Put(s)
+	}
+	return e.Snapshot()
+}
+
+// skeletonWanted reports whether anything of the family needs the way in. While
+// nothing may be removed it stays if it stands.
+func (p *pass) skeletonWanted() bool {
+	if len(p.strays) > 0 || !p.how.Prune && p.memory.standing {
+		return true
+	}
+	for s := range p.target().All() {
+		if p.ours(s.Key) {
+			return true
+		}
+	}
+	return false
+}
+
+// commit writes one commit and remembers it.
+func (p *pass) commit(ctx context.Context, c commit) error {
+	if !p.dry {
+		err := p.kernel.Restore(ctx, c.script())
+		switch {
+		case err == nil:
+		case c.repair.Empty():
+			return fmt.Errorf("%s table %s: %w", p.family, table, err)
+		default: // no service is guilty: hide that it was refused
+			return fmt.Errorf("%s table %s: the way into our chains: %s", p.family, table, err)
+		}
+	}
+	p.commits = append(p.commits, c)
+	p.memory.wrote(c)
+	if !c.repair.Empty() {
+		p.mended, p.linked = true, nil
+	}
+	return nil
+}

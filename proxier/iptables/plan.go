@@ -1,0 +1,112 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// describe tells what the commits of a dry pass would change. Lines of a chain
+// that stay are left out, and so is the comment with the checksum.
+func (p *pass) describe() (all []proxier.Change) {
+	owner := p.owners()
+	for _, c := range p.commits {
+		for _, l := range c.repair.Lines {
+			all = append(all, changeOf(l.Add, p.family.String()+" entry", l.Text))
+		}
+		for _, chain := range c.write {
+			all = append(all, p.describeChain(owner(chain.Name), chain.Name, chain.Rules, true)...)
+		}
+		for _, name := range c.remove {
+			all = append(all, p.describeChain(owner(name), name, nil, false)...)
+		}
+	}
+	return all
+}
+
+// owners returns a function that says to what a chain belongs.
+func (p *pass) owners() func(chain string) string {
+	names := map[string]string{}
+	note := func(s *lb.Service) {
+		if s == nil {
+			return
+		}
+		chains, err := serviceChains(s)
+		if err != nil {
+			return
+		}
+		for _, c := range chains {
+			names[c.Name] = "service " + s.Key.String()
+		}
+	}
+	for _, c := range p.applied {
+		note(c.before)
+		note(c.after)
+	}
+	for k := range p.linked {
+		names[serviceChain(k)] = "service " + k.String()
+	}
+	return func(chain string) string {
+		if name, found := names[chain]; found {
+			return name
+		}
+		if kindOf(chain) == node {
+			return p.family.String() + " dispatch"
+		}
+		return "chain " + chain
+	}
+}
+
+// describeChain compares a chain with what was read. stays tells whether there is
+// a chain afterwards.
+func (p *pass) describeChain(object, name string, rules []string, stays bool) (all []proxier.Change) {
+	old, found := p.table.Own[name]
+	if !found && stays {
+		all = append(all, changeOf(true, object, ":"+name))
+	}
+	before := make([]string, len(old))
+	for i, rule := range old {
+		before[i] = netfilter.WithoutSum(rule)
+	}
+	for _, l := range difference(before, rules) {
+		l.Detail = strings.TrimSpace("-A " + name + " " + l.Detail)
+		l.Object = object
+		all = append(all, l)
+	}
+	if found && !stays {
+		all = append(all, changeOf(false, object, ":"+name))
+	}
+	return all
+}
+
+func changeOf(add bool, object, detail string) proxier.Change {
+	if add {
+		return proxier.Change{Op: proxier.Add, Object: object, Detail: detail}
+	}
+	return proxier.Change{Op: proxier.Remove, Object: object, Detail: detail}
+}
+
+// difference returns the lines that go and come, after leaving out those that
+// both begin and end with. Chains are short or change at one place.
+func difference(before, after []string) (all []proxier.Change) {
+	for len(before) > 0 && len(after) > 0 && before[0] == after[0] {
+		before, after = before[1:], after[1:]
+	}
+	for len(before) > 0 && len(after) > 0 && before[len(before)-1] == after[len(after)-1] {
+		before, after = before[:len(before)-1], after[:len(after)-1]
+	}
+	for _, l := range before {
+		if !slices.Contains(after, l) {
+			all = append(all, changeOf(false, "", l))
+		}
+	}
+	for _, l := range after {
+		if !slices.Contains(before, l) {
+			all = append(all, changeOf(true, "", l))
+		}
+	}
+	return all
+}

@@ -1,0 +1,233 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+// Options is what a Proxier needs.
+type Options struct {
+	// Mark is the bit of packet mark and connmark; one bit, the same as package
+	// vip's. 0 means netfilter.DefaultMark.
+	Mark uint32
+	// Tool returns the tool of a family, which may be shared with package vip:
+	// netfilter.NewTool, if nil.
+	Tool func(netfilter.Family) (*netfilter.Tool, error)
+	// Evict ends the flows of backends that are gone. It outlives the Proxier.
+	Evict Evictor
+	Log   *slog.Logger
+}
+
+// Proxier serves services of both families by iptables. Its methods are for one
+// goroutine.
+type Proxier struct {
+	log      *slog.Logger
+	evict    Evictor
+	families []*family
+	serving  map[netfilter.Family]*atomic.Pointer[lb.Snapshot] // for keep; other goroutines
+	swept    bool
+}
+
+var _ proxier.Proxier = (*Proxier)(nil)
+
+// family is what there is once for IPv4 and once for IPv6.
+type family struct {
+	netfilter.Family
+	kernel   kernel
+	missing  error // why there is no kernel: the tool is not installed
+	skeleton netfilter.Skeleton
+	memory   *memory
+}
+
+// New returns a Proxier for the network namespace of the process. If the tool of
+// one family is missing the services of the other one are served; if both are, the
+// error says what to install.
+func New(o Options) (*Proxier, error) {
+	find := o.Tool
+	if find == nil {
+		find = netfilter.NewTool
+	}
+	kernels := map[netfilter.Family]kernel{}
+	missing := map[netfilter.Family]error{}
+	for _, f := range netfilter.Families {
+		tool, err := find(f)
+		if err != nil {
+			missing[f] = err
+			continue
+		}
+		kernels[f] = tool
+	}
+	if len(kernels) == 0 {
+		return nil, missing[netfilter.IPv4]
+	}
+	return newProxier(o, kernels, missing), nil
+}
+
+func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netfilter.Family]error) *Proxier {
+	if o.Mark == 0 {
+		o.Mark = netfilter.DefaultMark
+	}
+	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[lb.Snapshot]{}}
+	for _, f := range netfilter.Families {
+		p.serving[f] = &atomic.Pointer[lb.Snapshot]{}
+		p.families = append(p.families, &family{
+			Family:   f,
+			kernel:   kernels[f],
+			missing:  missing[f],
+			skeleton: skeletonOf(f, o.Mark),
+			memory:   newMemory(),
+		})
+	}
+	return p
+}
+
+func (f *family) pass(m *memory, want lb.Snapshot, how proxier.How) *pass {
+	return &pass{family: f.Family, kernel: f.kernel, skeleton: f.skeleton, memory: m, want: want, how: how}
+}
+
+// Sync implements proxier.Proxier. A family that fails as a whole does not stop
+// the other one: all of its services are among the failed.
+func (p *Proxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) error {
+	failed := &proxier.Failed{Services: map[lb.Key]error{}}
+	broken := map[netfilter.Family]error{}
+	var others []error
+	for _, f := range p.families {
+		if f.missing != nil {
+			broken[f.Family] = f.missing
+			continue
+		}
+		pass := f.pass(f.memory, want, how)
+		err := pass.run(ctx)
+		if f.memory.have == nil {
+			broken[f.Family] = err
+			continue
+		}
+		if err != nil {
+			others = append(others, err)
+		}
+		p.done(f, pass)
+		for k, failure := range pass.failed {
+			failed.Services[k] = failure.err
+		}
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	others = append(others, p.spread(broken, want, failed))
+	p.sweep(how)
+	if len(failed.Services) > 0 {
+		others = append(others, failed)
+	}
+	return errors.Join(others...)
+}
+
+// done follows up a pass whose outcome is known.
+func (p *Proxier) done(f *family, pass *pass) {
+	applied := f.memory.applied
+	p.serving[f.Family].Store(&applied)
+	if p.evict != nil {
+		pass.endFlows(p.evict)
+	}
+	if n := len(pass.commits); n > 0 {
+		p.log.Debug("rules written", "family", f.Family, "commits", n, "services", len(pass.applied))
+	}
+}
+
+// spread turns the errors of whole families into failed services, if another
+// family is well, or the tool is missing: then to try again helps nobody.
+func (p *Proxier) spread(broken map[netfilter.Family]error, want lb.Snapshot, failed *proxier.Failed) error {
+	var errs []error
+	for f, err := range broken {
+		if len(broken) == len(p.families) && !errors.Is(err, netfilter.ErrNotInstalled) {
+			errs = append(errs, err)
+			continue
+		}
+		for s := range want.All() {
+			if netfilter.FamilyOf(s.Key.Addr) == f {
+				failed.Services[s.Key] = err
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweep ends, once after the start, the flows to backends that nobody knows any
+// more: what went while no vipd was running.
+func (p *Proxier) sweep(how proxier.How) {
+	if p.swept || !how.Prune || p.evict == nil {
+		return
+	}
+	for _, f := range p.families {
+		if f.missing == nil && f.memory.have == nil {
+			return // a later pass will know
+		}
+	}
+	p.swept = true
+	p.evict.Sweep(p.keep)
+}
+
+// Plan implements proxier.Proxier. It reads the kernel, whatever how says, for it
+// shows the lines that go.
+func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error) {
+	how.Fresh = true
+	failed := &proxier.Failed{Services: map[lb.Key]error{}}
+	broken := map[netfilter.Family]error{}
+	var all []proxier.Change
+	for _, f := range p.families {
+		if f.missing != nil {
+			broken[f.Family] = f.missing
+			continue
+		}
+		pass := f.pass(f.memory.clone(), want, how)
+		pass.dry = true
+		if err := pass.run(ctx); err != nil {
+			broken[f.Family] = err
+			continue
+		}
+		all = append(all, pass.describe()...)
+		for k, failure := range pass.failed {
+			failed.Services[k] = failure.err
+		}
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	err := p.spread(broken, want, failed)
+	if len(failed.Services) > 0 {
+		err = errors.Join(err, failed)
+	}
+	return all, err
+}
+
+// Close implements proxier.Proxier. There is nothing to free.
+func (p *Proxier) Close() error { return nil }
+
+// Cleanup removes every chain of vipd from a table of one family, whatever
+// version made it, with the rules that lead to it. A Sync of the empty snapshot
+// leaves alone what it does not know; this is for what comes after it. It is no
+// error if there is nothing.
+func Cleanup(ctx context.Context, tool *netfilter.Tool, table string) error {
+	have, err := tool.Read(ctx, table)
+	if err != nil {
+		return err
+	}
+	all := netfilter.Skeleton{Table: table}
+	for name := range have.Own {
+		all.Chains = append(all.Chains, netfilter.Chain{Name: name})
+	}
+	r := all.Removal(have)
+	if r.Empty() {
+		return nil
+	}
+	if err := tool.Restore(ctx, r.Script); err != nil {
+		return fmt.Errorf("cleaning up %s table %s: %w", tool.Family(), table, err)
+	}
+	return nil
+}

@@ -1,0 +1,290 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+)
+
+// attempt is what one try has to write, in the order of the fields.
+type attempt struct {
+	services []unit // the chains of a service stay together
+	tree     []unit // nodes, each after those that it leads to
+	skeleton []unit
+	garbage  []unit
+
+	moved bool     // the tree is another one
+	keys  []lb.Key // that it leads to afterwards
+	nodes map[string]treeNode
+}
+
+// try puts changes in place, and removes what they leave if asked to. If it is
+// refused, what was committed before stands and is remembered.
+func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) error {
+	m := p.memory
+	a, err := p.plan(changes, withGarbage)
+	if err != nil {
+		return err
+	}
+	m.treeOpen = true
+	for _, c := range pack(slices.Concat(a.services, a.tree, a.skeleton, a.garbage)) {
+		if err := p.commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	m.keys, m.nodes, m.treeOpen = a.keys, a.nodes, false
+	m.standing = p.skeletonWanted()
+	p.applied = append(p.applied, changes...)
+	for _, c := range changes {
+		if c.after == nil {
+			delete(m.compiled, c.before.Key)
+		}
+	}
+	return nil
+}
+
+// plan works out what a try has to write.
+func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
+	m := p.memory
+	a := attempt{keys: m.keys, nodes: m.nodes}
+	var left []string // chains that the changed services had and have no more
+	for _, c := range changes {
+		u, gone, err := p.planService(c)
+		if err != nil {
+			return a, err
+		}
+		if len(u.write) > 0 {
+			a.services = append(a.services, u)
+		}
+		left = append(left, gone...)
+	}
+	wanted := p.skeletonWanted()
+	keys, moved := relink(m.keys, changes)
+	if moved || m.treeOpen {
+		a.keys, a.moved = keys, true
+		p.planTree(&a, wanted)
+	}
+	if p.fresh && !p.mended {
+		a.skeleton = p.planSkeleton(wanted)
+	}
+	if withGarbage {
+		a.garbage = p.planGarbage(&a, left, wanted)
+	}
+	return a, nil
+}
+
+// planService returns the chains of a service that have to be written, and those
+// of its last version that it does not have any more.
+func (p *pass) planService(c change) (u unit, gone []string, err error) {
+	m := p.memory
+	keep := map[string]bool{}
+	if c.after != nil {
+		stamps, err := m.compile(c.after)
+		if err != nil {
+			return u, nil, err
+		}
+		for _, s := range stamps {
+			keep[s.name] = true
+		}
+		if !m.matches(stamps) {
+			chains, err := serviceChains(c.after)
+			if err != nil {
+				return u, nil, err
+			}
+			for i, chain := range chains {
+				if m.have[chain.Name] != stamps[i].stamp {
+					u.write = append(u.write, chain)
+				}
+			}
+		}
+	}
+	if c.before != nil && c.before != c.after {
+		old, err := serviceChains(c.before)
+		if err != nil {
+			return u, nil, err
+		}
+		for _, chain := range old {
+			if !keep[chain.Name] {
+				gone = append(gone, chain.Name)
+			}
+		}
+	}
+	return u, gone, nil
+}
+
+// relink returns the keys that the tree leads to after the changes, and whether
+// they are others than before.
+func relink(keys []lb.Key, changes []change) (_ []lb.Key, moved bool) {
+	out := map[lb.Key]bool{}
+	var in []lb.Key
+	for _, c := range changes {
+		_, linked := slices.BinarySearchFunc(keys, c.key(), compareKeys)
+		usable := c.after != nil && len(c.after.Usable()) > 0
+		switch {
+		case linked && !usable:
+			out[c.key()] = true
+		case !linked && usable:
+			in = append(in, c.key())
+		}
+	}
+	if len(in)+len(out) == 0 {
+		return keys, false
+	}
+	next := make([]lb.Key, 0, len(keys)+len(in)-len(out))
+	for _, k := range keys {
+		if !out[k] {
+			next = append(next, k)
+		}
+	}
+	next = append(next, in...)
+	slices.SortFunc(next, compareKeys)
+	return next, true
+}
+
+// planTree compares the tree of a.keys with the one that stands.
+func (p *pass) planTree(a *attempt, wanted bool) {
+	a.nodes = map[string]treeNode{}
+	if !wanted {
+		return
+	}
+	for _, n := range dispatchTree(a.keys) {
+		a.nodes[n.name] = n
+		if old, found := p.memory.nodes[n.name]; found && !p.memory.treeOpen && n.same(old) {
+			continue
+		}
+		if c := n.chain(); p.memory.have[c.Name] != stampOf(c) {
+			a.tree = append(a.tree, unit{write: []netfilter.Chain{c}})
+		}
+	}
+}
+
+// planSkeleton repairs the way in, or removes it.
+func (p *pass) planSkeleton(wanted bool) []unit {
+	var r netfilter.Repair
+	if wanted {
+		r = p.skeleton.Compare(p.table, p.memory.seen)
+	} else {
+		r = p.skeleton.Removal(p.table)
+	}
+	if r.Empty() {
+		return nil
+	}
+	return []unit{{repair: r}}
+}
+
+// planGarbage removes the chains that nothing leads to any more: those that the
+// changes leave, or if the kernel was read, all that nobody wants.
+func (p *pass) planGarbage(a *attempt, left []string, wanted bool) []unit {
+	m := p.memory
+	if p.fresh {
+		left = p.unwanted(a, left)
+	} else if a.moved {
+		for name := range m.nodes {
+			if _, stays := a.nodes[name]; !stays {
+				left = append(left, name)
+			}
+		}
+	}
+	slices.Sort(left)
+	left = slices.Compact(left)
+	left = slices.DeleteFunc(left, func(name string) bool { _, stands := m.have[name]; return !stands })
+	return removal(left)
+}
+
+// removal removes chains to which nothing leads but others of them. If they are
+// too many for one commit all are emptied first.
+func removal(names []string) (units []unit) {
+	if len(names) == 0 {
+		return nil
+	}
+	if len(names) <= commitChains {
+		return []unit{{remove: names}}
+	}
+	for _, n := range names {
+		units = append(units, unit{write: []netfilter.Chain{{Name: n}}})
+	}
+	for _, n := range names {
+		units = append(units, unit{remove: []string{n}})
+	}
+	return units
+}
+
+// unwanted adds to left the chains in the kernel that no node and no service
+// wants. While nothing may be removed these are nodes only.
+func (p *pass) unwanted(a *attempt, left []string) []string {
+	m := p.memory
+	stays := map[string]bool{}
+	if p.how.Prune {
+		for s := range p.target().All() {
+			if !p.ours(s.Key) {
+				continue
+			}
+			chains, err := m.compile(s)
+			if err != nil {
+				continue // it never stood
+			}
+			for _, c := range chains {
+				stays[c.name] = true
+			}
+		}
+	}
+	for name := range m.have {
+		switch kindOf(name) {
+		case node:
+			if _, found := a.nodes[name]; !found {
+				left = append(left, name)
+			}
+		case service:
+			if p.how.Prune && !stays[name] {
+				left = append(left, name)
+			}
+		}
+	}
+	return left
+}
+
+// collect mends the tree after changes were refused, and removes what nobody
+// wants, one by one if need be.
+func (p *pass) collect(ctx context.Context) error {
+	if err := p.read(ctx); err != nil {
+		return err
+	}
+	p.mended = false
+	if err := p.try(ctx, nil, false); err != nil {
+		return p.unknown(err)
+	}
+	a, err := p.plan(nil, true)
+	if err != nil {
+		return p.unknown(err)
+	}
+	var names []string
+	for _, u := range a.garbage {
+		names = append(names, u.remove...)
+	}
+	for _, u := range names {
+		if err := p.commit(ctx, commit{write: []netfilter.Chain{{Name: u}}}); err != nil {
+			return p.unknown(err)
+		}
+	}
+	return p.remove(ctx, names)
+}
+
+// remove deletes empty chains, and names those to which something foreign leads.
+func (p *pass) remove(ctx context.Context, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	err := p.commit(ctx, commit{remove: names})
+	if !refused(err) {
+		return p.unknown(err)
+	}
+	if len(names) == 1 {
+		return fmt.Errorf("chain %s cannot be removed; remove the rule that leads to it: %w", names[0], err)
+	}
+	half := len(names) / 2
+	return errors.Join(p.remove(ctx, names[:half]), p.remove(ctx, names[half:]))
+}
