@@ -1,0 +1,160 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vipd/desired"
+	"vipd/reconciler"
+)
+
+const (
+	outputText = "text"
+	outputJSON = "json"
+)
+
+func addOutput(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", outputText, "`FORMAT` of the output: text or json")
+}
+
+func checkOutput(output string) error {
+	if output != outputText && output != outputJSON {
+		return fmt.Errorf("output %q is unknown; use text or json", output)
+	}
+	return nil
+}
+
+func newStatus(o *options) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status [SERVICE]",
+		Short: "Print what the daemon serves, and what is wrong; SERVICE is a name or a VIP:PORT/PROTO",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			s, err := client(cmd.Context(), o).Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				if s.Services = only(s.Services, args[0]); len(s.Services) == 0 {
+					return fmt.Errorf("no service %q; names and addresses stand in \"vipd status\"", args[0])
+				}
+			}
+			if output == outputJSON {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(s)
+			}
+			return printStatus(cmd.OutOrStdout(), s)
+		},
+	}
+	addOutput(cmd, &output)
+	return cmd
+}
+
+// only returns the services of that name or address.
+func only(services []reconciler.ServiceStatus, want string) []reconciler.ServiceStatus {
+	return slices.DeleteFunc(services, func(s reconciler.ServiceStatus) bool {
+		return s.Name != want && s.Key.String() != want && s.Key.AddrPort().String() != want
+	})
+}
+
+// printStatus prints a status for people.
+func printStatus(w io.Writer, s reconciler.Status) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	line := func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				_, _ = fmt.Fprint(t, "\t")
+			}
+			_, _ = fmt.Fprint(t, c)
+		}
+		_, _ = fmt.Fprintln(t)
+	}
+	line("SERVICE", "VIP", "MODE", "STATE", "BACKEND", "WEIGHT", "STATE")
+	for _, svc := range s.Services {
+		printService(line, svc)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	printNotes(w, s)
+	return nil
+}
+
+func printService(line func(...any), svc reconciler.ServiceStatus) {
+	head := []any{svc.Name, svc.Key, svc.Mode, svc.State}
+	if len(svc.Backends) == 0 {
+		line(append(head, "-", "", "")...)
+	}
+	for i, b := range svc.Backends {
+		if i > 0 {
+			head = []any{"", "", "", ""}
+		}
+		line(append(head, b.Addr, b.Weight, backendState(b))...)
+	}
+}
+
+func backendState(b desired.Backend) string {
+	if b.State == "draining" && b.Left > 0 {
+		return fmt.Sprintf("draining, %s left", b.Left.Round(time.Second))
+	}
+	return b.State
+}
+
+// printNotes prints what is not about one backend.
+func printNotes(w io.Writer, s reconciler.Status) {
+	say := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
+	say("")
+	for _, src := range s.Sources {
+		state := string(src.Class)
+		if !src.Spoken {
+			state = "has not spoken yet"
+		}
+		say("source %s: %s, %d services", src.Name, state, src.Services)
+		if src.Error != "" {
+			say("  %s; its last good set stands", src.Error)
+		}
+		for k, kind := range src.Held {
+			say("  held: the removal of %s (%s)", k, kind)
+		}
+		for _, r := range src.Rejected {
+			say("  rejected: %s: %s", r.Entry, r.Reason)
+		}
+	}
+	p := s.Pass
+	say("last pass: %s ago, took %s, %d so far, next within %s", since(p.Started), p.Duration.Round(time.Microsecond), p.Count, max(0, time.Until(p.Next)).Round(time.Second))
+	if p.Pending {
+		say("  a change is waiting for the next pass")
+	}
+	if !p.Prune {
+		say("  nothing is removed before every source has spoken")
+	}
+	for _, e := range []string{p.Error, p.StateError, s.Config.Error} {
+		if e != "" {
+			say("error: %s", e)
+		}
+	}
+	for _, svc := range s.Services {
+		if svc.Error != "" {
+			say("quarantined: %s %s: %s", svc.Name, svc.Key, svc.Error)
+		}
+	}
+	for _, pr := range s.Problems {
+		say("not served: %s %s of source %s: %s", pr.Name, pr.Key, pr.Source, pr.Reason)
+	}
+	for _, f := range s.Findings {
+		say("finding: %s", f)
+	}
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+
+	"vipd/config"
+	"vipd/discovery"
+	"vipd/discovery/static"
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+	"vipd/proxier/iptables"
+	"vipd/vip"
+)
+
+// This file is the one list of modes and sources. A new one is a folder, a config
+// struct and a line here.
+
+// modes lists what each mode can do by nature, best first. What this host can do
+// is found out by the proxier itself.
+func modes() map[lb.Mode]config.Capability {
+	return map[lb.Mode]config.Capability{
+		lb.IPTables: {Schedulers: []lb.Scheduler{lb.WRR, lb.RR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP}},
+	}
+}
+
+// inForce returns the mode that serves the services that name none.
+func inForce(cfg *config.Config) lb.Mode {
+	if cfg.Proxy.Mode == config.Auto {
+		return lb.IPTables
+	}
+	return cfg.Proxy.Mode
+}
+
+// proxiers holds one proxier a mode, and what they share.
+type proxiers struct {
+	byMode  map[lb.Mode]proxier.Proxier
+	evictor *netfilter.Evictor
+}
+
+// newProxiers makes the proxiers of this host.
+func newProxiers(cfg *config.Config, log *slog.Logger) (*proxiers, error) {
+	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
+	tables, err := iptables.New(iptables.Options{Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
+	if err != nil {
+		return nil, errors.Join(err, evictor.Close())
+	}
+	return &proxiers{evictor: evictor, byMode: map[lb.Mode]proxier.Proxier{lb.IPTables: tables}}, nil
+}
+
+// Close closes the proxiers, then what they share.
+func (p *proxiers) Close() error {
+	var errs []error
+	for _, one := range p.byMode {
+		errs = append(errs, one.Close())
+	}
+	return errors.Join(append(errs, p.evictor.Close())...)
+}
+
+// newDoor makes the door of this host.
+func newDoor(cfg *config.Config, log *slog.Logger) (*vip.Door, error) {
+	return vip.New(doorOptions(cfg, log))
+}
+
+func doorOptions(cfg *config.Config, log *slog.Logger) vip.Options {
+	return vip.Options{
+		Device: cfg.VIP.Device,
+		Mark:   cfg.Proxy.Mark,
+		ARP:    vip.ARP(cfg.VIP.ARP),
+		Log:    log.With("part", "vip"),
+	}
+}
+
+// staticPolicy is what the hub believes of the configuration file: all but that
+// there is nothing left.
+func staticPolicy(cfg *config.Config) discovery.Policy {
+	return discovery.Policy{Trusted: true, AllowEmpty: cfg.Discovery.Static.AllowEmpty, Hold: discovery.DefaultPolicy.Hold}
+}
+
+// staticSet is what the static source says for a configuration.
+func staticSet(cfg *config.Config, revision string) discovery.Set {
+	return static.Set(cfg.Services, revision)
+}
