@@ -3,6 +3,7 @@ package vip
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -279,13 +280,13 @@ func cleanupAll(t *testing.T, w *world) {
 		clean(t, w.door(t, func(o *Options) { o.Device = device }), pair(), proxier.How{})
 		w.sh(t, "iptables -t nat -N VIPD-OLD\niptables -t nat -I PREROUTING 1 -j VIPD-OLD\niptables -t nat -I VIPD-OLD 1 -j ACCEPT")
 		for range 2 {
-			fatal(t, Cleanup(t.Context(), Options{Device: "vipd0", kernel: w.recording()}))
+			fatal(t, Cleanup(t.Context(), Options{Device: "vipd0", Log: slog.New(slog.DiscardHandler), kernel: w.recording()}))
 			same(t, w.dump(t), before)
 		}
 	}
 	clean(t, w.door(t), pair(), prune)
 	w.sh(t, "ip addr add 198.51.100.1/24 dev vipd0")
-	fatal(t, Cleanup(t.Context(), Options{kernel: w.recording()}))
+	fatal(t, Cleanup(t.Context(), Options{Log: slog.New(slog.DiscardHandler), kernel: w.recording()}))
 	w.has(t, "address", "10.0.0.1/24 dev nic0 shaped=false", "198.51.100.1/24 dev vipd0 shaped=false")
 }
 
@@ -299,7 +300,7 @@ func foreignDevice(t *testing.T, w *world) {
 			t.Fatalf("error = %v", err)
 		}
 	}
-	fatal(t, Cleanup(t.Context(), Options{kernel: w.recording()}))
+	fatal(t, Cleanup(t.Context(), Options{Log: slog.New(slog.DiscardHandler), kernel: w.recording()}))
 	same(t, w.dump(t), before)
 }
 

@@ -338,6 +338,11 @@ func svc(key string, masq lb.Masquerade, backends ...string) *lb.Service {
 	return s
 }
 
+// backend returns a backend at the address of the key.
+func backendAt(key string) lb.Backend {
+	return lb.Backend{Addr: netip.MustParseAddrPort(key), Weight: 1}
+}
+
 func services(list ...*lb.Service) lb.Snapshot { return lb.NewSnapshot(list...) }
 
 // shell makes a change of the fake host.

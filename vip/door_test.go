@@ -1,0 +1,492 @@
+package vip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestNewRefusesBadOptions(t *testing.T) {
+	for _, o := range []Options{{Mark: 0x3000}, {ARP: "reply"}} {
+		if _, err := New(o); err == nil {
+			t.Errorf("New(%+v) = no error", o)
+		}
+	}
+}
+
+// Everything that a packet to a VIP depends on stands before the VIP is up, and
+// goes after it: sets, masquerade, chains, then (elsewhere) the rules of the
+// proxier, then the guard's set, then the address.
+func TestB30_OrderOfWrites(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t, func(o *Options) { o.ARP = ARPIgnore })
+	want := services(svc("192.0.2.10:80/tcp", never, "10.0.0.11:80"), svc("192.0.2.10:81/tcp", always))
+	steps := func(want lb.Snapshot) []string {
+		fatal(t, d.Shut(t.Context(), want, prune))
+		w.note("the proxier's rules")
+		fatal(t, d.Open(t.Context(), want, prune))
+		return w.taken()
+	}
+	got := steps(want)
+	expect := []string{
+		"create vipd0", "enable", "sysctl net/ipv4/conf/all/arp_ignore=1", "sysctl net/ipv4/conf/all/arp_announce=2",
+		"create vipd-vip4", "create vipd-masq4", "create vipd-auto4", "create vipd-hair4",
+		"+ vipd-masq4 [192.0.2.10,tcp:81]", "+ vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat",
+		"the proxier's rules", "+ vipd-vip4 [192.0.2.10]", "+ address [192.0.2.10]",
+	}
+	if !slices.Equal(got, expect) {
+		t.Errorf("up:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(expect, "\n"))
+	}
+	got = steps(lb.Snapshot{})
+	expect = []string{
+		"- address [192.0.2.10]", "- vipd-vip4 [192.0.2.10]", "the proxier's rules",
+		"- vipd-masq4 [192.0.2.10,tcp:81]", "- vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat",
+		"destroy vipd-vip4", "destroy vipd-masq4", "destroy vipd-auto4", "destroy vipd-hair4", "remove",
+	}
+	if !slices.Equal(got, expect) {
+		t.Errorf("down:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(expect, "\n"))
+	}
+}
+
+// A VIP that is up but was taken out of the guard's set is guarded again before
+// anything else of the pass takes its time.
+func TestGuardIsRegainedInShut(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	w.sh(t, "ipset flush vipd-vip4")
+	fatal(t, d.Shut(t.Context(), pair(), fresh))
+	w.has(t, "entry", "vipd-vip4 192.0.2.10", "vipd-vip6 2001:db8::10", "vipd-masq4 192.0.2.10,tcp:80", "vipd-masq6 2001:db8::10,udp:53")
+}
+
+func TestB7_FamiliesFailApart(t *testing.T) {
+	missing := fmt.Errorf("ip6tables-nft is %w", netfilter.ErrNotInstalled)
+	for name, breakIt := range map[string]func(w *world){
+		"tool missing": func(w *world) {
+			whole := w.raw.tables
+			w.raw.tables = func(f netfilter.Family) (tables, error) {
+				if f == netfilter.IPv6 {
+					return nil, missing
+				}
+				return whole(f)
+			}
+		},
+		"commit refused": func(w *world) {
+			w.fake.tables[1].fail = func(op string) error {
+				if op == "restore" {
+					return errors.New("refused")
+				}
+				return nil
+			}
+		},
+		"sets refused": func(w *world) {
+			w.fake.sets.Fail = func(op, set string) error {
+				if op == "create" && strings.HasSuffix(set, "6") {
+					return netfilter.ErrNoIPSet
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFakeWorld()
+			breakIt(w)
+			d := w.door(t)
+			for range 3 {
+				failed := onePass(t, d, pair(), prune)
+				if len(failed) != 1 || failed[svc("[2001:db8::10]:53/udp", always).Key] == nil {
+					t.Fatalf("failed: %v", failed)
+				}
+				w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true")
+			}
+			clean(t, d, services(svc("192.0.2.10:80/tcp", always)), prune)
+			clean(t, d, lb.Snapshot{}, prune) // what is left of the family that failed goes as well
+			w.has(t, "set")
+			w.has(t, "device")
+		})
+	}
+}
+
+func TestF85_IPv6DisabledOnTheDevice(t *testing.T) {
+	w := newFakeWorld()
+	w.fake.links.noIPv6 = true
+	d := w.door(t)
+	fatal(t, d.Shut(t.Context(), pair(), prune))
+	err := d.Open(t.Context(), pair(), prune)
+	if err == nil || !strings.Contains(err.Error(), "IPv6 is disabled") {
+		t.Errorf("Open = %v", err)
+	}
+	w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true")
+}
+
+// A failed listing, of whatever, removes nothing and opens nothing.
+func TestB72_ListingErrorRemovesNothing(t *testing.T) {
+	broken := errors.New("the dump was interrupted")
+	for name, breakIt := range map[string]func(h *fakeHost, err error){
+		"addresses": func(h *fakeHost, err error) {
+			h.links.fail = func(op string) error {
+				if op == "read" {
+					return err
+				}
+				return nil
+			}
+		},
+		"set names": func(h *fakeHost, err error) {
+			h.sets.Fail = func(op, _ string) error {
+				if op == "list" {
+					return err
+				}
+				return nil
+			}
+		},
+		"set entries": func(h *fakeHost, err error) {
+			h.sets.Fail = func(op, _ string) error {
+				if op == "entries" {
+					return err
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFakeWorld()
+			d := w.door(t)
+			clean(t, d, pair(), prune)
+			before := w.dump(t)
+			for _, want := range []lb.Snapshot{{}, services(svc("192.0.2.11:80/tcp", always))} {
+				for _, door := range []*Door{d, w.door(t)} {
+					breakIt(w.fake, broken)
+					failed, err := tryPass(t.Context(), door, want, fresh)
+					breakIt(w.fake, nil)
+					if err == nil && len(failed) == 0 {
+						t.Fatal("no error")
+					}
+					same(t, w.dump(t), before)
+				}
+			}
+			clean(t, d, pair(), fresh)
+			same(t, w.dump(t), before)
+		})
+	}
+}
+
+// No VIP is opened while it is not known whether its guard stands.
+func TestNoVIPWithoutItsGuard(t *testing.T) {
+	w := newFakeWorld()
+	w.fake.tables[0].fail = func(string) error { return errors.New("no answer in 30s") }
+	failed := onePass(t, w.door(t), pair(), prune)
+	if len(failed) != 1 {
+		t.Fatalf("failed: %v", failed)
+	}
+	w.fake.tables[0].fail = nil
+	w.has(t, "address", "2001:db8::10/128 dev vipd0 shaped=true")
+
+	d := w.door(t)
+	if err := d.Open(t.Context(), pair(), prune); err == nil {
+		t.Error("Open before Shut = no error")
+	}
+}
+
+func TestF101_BridgeStandsIn(t *testing.T) {
+	w := newFakeWorld()
+	w.fake.links.noDummy = true
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true", "2001:db8::10/128 dev vipd0 shaped=true")
+	if found := d.Findings(t.Context()); len(found) != 1 || !strings.Contains(found[0], "the bridge vipd0 without ports holds the VIPs") {
+		t.Errorf("findings: %q", found)
+	}
+	w.quiet(t, d, pair())
+	clean(t, d, lb.Snapshot{}, prune)
+	w.has(t, "device")
+}
+
+// A dummy device that somebody else made is used, and stays.
+func TestForeignDummyIsUsedAndStays(t *testing.T) {
+	w := newFakeWorld()
+	w.sh(t, "ip link add vipd0 type dummy")
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	w.has(t, "device", "vipd0 ours=false up=true arp=false")
+	if found := d.Findings(t.Context()); len(found) != 1 || !strings.Contains(found[0], "made by somebody else") {
+		t.Errorf("findings: %q", found)
+	}
+	clean(t, d, lb.Snapshot{}, prune)
+	w.has(t, "device", "vipd0 ours=false up=true arp=false")
+	w.has(t, "address")
+	clean(t, d, pair(), prune)
+	fatal(t, Cleanup(t.Context(), Options{Log: slog.New(slog.DiscardHandler), kernel: w.recording()}))
+	w.has(t, "device", "vipd0 ours=false up=true arp=false")
+	w.has(t, "address")
+}
+
+func TestARPThatCannotBeSetFailsIPv4(t *testing.T) {
+	w := newFakeWorld()
+	w.fake.sys.fail = syscall.EROFS
+	d := w.door(t, func(o *Options) { o.ARP = ARPIgnore })
+	failed := onePass(t, d, pair(), prune)
+	if len(failed) != 1 || !errors.Is(failed[svc("192.0.2.10:80/tcp", always).Key], syscall.EROFS) {
+		t.Fatalf("failed: %v", failed)
+	}
+}
+
+func TestARefusedAddressFailsItsServicesOnly(t *testing.T) {
+	w := newFakeWorld()
+	failed := onePass(t, w.door(t), services(svc("224.0.0.1:80/tcp", always), svc("224.0.0.1:81/tcp", always), svc("192.0.2.10:80/tcp", always)), prune)
+	if len(failed) != 2 || !errors.Is(failed[svc("224.0.0.1:81/tcp", always).Key], syscall.EINVAL) {
+		t.Fatalf("failed: %v", failed)
+	}
+	w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true")
+}
+
+func TestSetInUseStaysAndIsNotTriedAgain(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	w.sh(t, "iptables -t nat -I PREROUTING 1 -m set --match-set vipd-vip4 dst -j ACCEPT")
+	clean(t, d, lb.Snapshot{}, prune)
+	w.has(t, "set", "vipd-vip4 hash:ip IPv4")
+	w.taken()
+	clean(t, d, lb.Snapshot{}, prune)
+	if wrote := w.taken(); len(wrote) > 0 {
+		t.Errorf("wrote %v", wrote)
+	}
+	w.sh(t, "iptables -t nat -D PREROUTING 1")
+	clean(t, d, lb.Snapshot{}, fresh)
+	w.has(t, "set")
+}
+
+func TestEveryWaitHearsTheContext(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.Shut(ctx, pair(), prune); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shut = %v", err)
+	}
+	if err := d.Open(ctx, pair(), prune); err == nil {
+		t.Errorf("Open = %v", err)
+	}
+	if err := Cleanup(ctx, Options{Log: slog.New(slog.DiscardHandler), kernel: w.recording()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Cleanup = %v", err)
+	}
+	d.busy <- struct{}{} // a pass that does not end
+	if err := d.Shut(ctx, pair(), prune); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shut = %v", err)
+	}
+	d.unlock()
+	clean(t, d, pair(), prune)
+}
+
+// A pass costs what changed: without a change nothing, at any number of services.
+func TestB54_AQuietPassAllocatesLittle(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	edit := lb.Snapshot{}.Edit()
+	for i := range 5000 {
+		edit.Put(svc(fmt.Sprintf("10.%d.%d.1:80/tcp", i/250, i%250), always, "192.0.2.1:80"))
+	}
+	want := edit.Snapshot()
+	clean(t, d, want, prune)
+	allocs := testing.AllocsPerRun(5, func() { clean(t, d, want, prune) })
+	if allocs > 200 {
+		t.Errorf("%v allocations in a pass without a change", allocs)
+	}
+}
+
+// randomService is one of a few hundred services that share VIPs and backends.
+func randomService(r *rand.Rand) *lb.Service {
+	masq := []lb.Masquerade{always, never, auto}[r.IntN(3)]
+	port, proto := 80+r.IntN(3), []string{"tcp", "udp"}[r.IntN(2)]
+	n := r.IntN(3)
+	if r.IntN(3) == 0 {
+		s := svc(fmt.Sprintf("[2001:db8::%x]:%d/%s", 1+r.IntN(6), port, proto), masq)
+		for i := range n {
+			s.Backends = append(s.Backends, backendAt(fmt.Sprintf("[fd00:2::%x]:80", 1+i+r.IntN(2)*8)))
+		}
+		return s
+	}
+	s := svc(fmt.Sprintf("192.0.2.%d:%d/%s", 1+r.IntN(8), port, proto), masq)
+	for i := range n {
+		s.Backends = append(s.Backends, backendAt(fmt.Sprintf("10.%d.0.%d:80", r.IntN(2), 1+i)))
+	}
+	slices.SortFunc(s.Backends, func(a, b lb.Backend) int { return a.Addr.Compare(b.Addr) })
+	s.Backends = slices.CompactFunc(s.Backends, func(a, b lb.Backend) bool { return a.Addr == b.Addr })
+	return s
+}
+
+// walk changes services at random, with restarts and damage by others in
+// between, and ends in a host equal to one that was given the last services only.
+// disturb makes failures of the kernel, at random, or ends them when it is given
+// nil; it may be nil itself.
+func walk(t *testing.T, w *world, r *rand.Rand, steps int, disturb func(*rand.Rand)) {
+	host := uplink + "\nip addr add fd00:2::1/64 dev nic0\nip addr add 192.0.2.8/32 dev nic0" // so one VIP is refused
+	w.sh(t, host)
+	d := w.door(t)
+	want := lb.Snapshot{}
+	for range steps {
+		edit := want.Edit()
+		for range r.IntN(4) {
+			edit.Put(randomService(r))
+		}
+		for s := range want.All() {
+			if r.IntN(5) == 0 || want.Len() > 20 && r.IntN(2) == 0 {
+				edit.Delete(s.Key)
+			}
+		}
+		want = edit.Snapshot()
+		how := proxier.How{Prune: r.IntN(5) > 0, Fresh: r.IntN(4) == 0}
+		switch r.IntN(6) {
+		case 0:
+			d = w.door(t)
+		case 1:
+			damage(t, w, r)
+		}
+		if disturb != nil {
+			disturb(r)
+		}
+		_, err := tryPass(t.Context(), d, want, how)
+		if err != nil && disturb == nil {
+			t.Fatal(err)
+		}
+		if disturb != nil {
+			disturb(nil)
+		}
+		guarded(t, w)
+	}
+	onePass(t, d, want, fresh)
+	model := newFakeWorld()
+	model.sh(t, host)
+	onePass(t, model.door(t), want, prune)
+	same(t, w.dump(t), model.dump(t))
+	w.taken()
+	onePass(t, d, want, fresh)
+	onePass(t, w.door(t), want, prune)
+	if wrote := w.taken(); len(wrote) > 0 {
+		t.Fatalf("the second pass wrote:\n%s", strings.Join(wrote, "\n"))
+	}
+}
+
+// damage does what somebody else could do.
+func damage(t *testing.T, w *world, r *rand.Rand) {
+	t.Helper()
+	dump := w.dump(t)
+	there := func(line string) bool {
+		return slices.ContainsFunc(dump, func(l string) bool { return strings.HasPrefix(l, line) })
+	}
+	for _, d := range []struct{ needs, command string }{
+		{"device vipd0", "ip link del vipd0"}, {"device vipd0", "ip link set vipd0 down"}, {"device vipd0", "ip addr flush dev vipd0"},
+		{"jump IPv4 filter INPUT", "iptables -t filter -D INPUT 1"}, {"chain IPv6 nat VIPD-POST", "ip6tables -t nat -F VIPD-POST"},
+		{"set vipd-masq4", "ipset flush vipd-masq4"}, {"set vipd-hair6", "ipset flush vipd-hair6"},
+	} {
+		if r.IntN(3) == 0 && there(d.needs) {
+			w.sh(t, d.command)
+			return
+		}
+	}
+}
+
+// guarded checks that no VIP is up that the guard does not know.
+func guarded(t *testing.T, w *world) {
+	t.Helper()
+	dump := w.dump(t)
+	for _, line := range dump {
+		words := strings.Fields(line)
+		if words[0] != "address" || words[3] != "vipd0" {
+			continue
+		}
+		a, _, _ := strings.Cut(words[1], "/")
+		set := "vipd-vip4"
+		if strings.Contains(a, ":") {
+			set = "vipd-vip6"
+		}
+		if !slices.Contains(dump, "entry "+set+" "+a) {
+			t.Fatalf("%s is up without its guard", a)
+		}
+	}
+}
+
+func TestB63_RandomWalkOnTheFakeHost(t *testing.T) {
+	for seed := range uint64(15) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			walk(t, newFakeWorld(), rand.New(rand.NewPCG(seed, 0)), 40, nil)
+		})
+	}
+}
+
+// The same walk with failures of every kind of call injected.
+func TestB58_RandomWalkWithFailures(t *testing.T) {
+	for seed := range uint64(15) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			w := newFakeWorld()
+			walk(t, w, rand.New(rand.NewPCG(seed, 1)), 40, func(r *rand.Rand) {
+				fail := func(string) error { return nil }
+				if r != nil && r.IntN(3) == 0 {
+					after := r.IntN(12)
+					fail = func(op string) error {
+						if after--; after == 0 {
+							return fmt.Errorf("injected failure of %s", op)
+						}
+						return nil
+					}
+				}
+				host := w.fake
+				host.links.fail, host.tables[0].fail, host.tables[1].fail = fail, fail, fail
+				host.sets.Fail = func(op, _ string) error { return fail(op) }
+			})
+		})
+	}
+}
+
+// TestTally holds the incremental differences against plain set arithmetic.
+func TestTally(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	tl := newTally[int]()
+	want := map[int]int{}
+	for range 3000 {
+		e := r.IntN(12)
+		switch r.IntN(5) {
+		case 0, 1:
+			want[e]++
+			tl.count(e, +1)
+		case 2:
+			if want[e] > 0 {
+				want[e]--
+				tl.count(e, -1)
+			}
+		case 3:
+			tl.added(e)
+		case 4:
+			tl.removed(e)
+		}
+		if r.IntN(200) == 0 {
+			tl.dropAll()
+			clear(want)
+		}
+		if r.IntN(100) == 0 {
+			tl.read(map[int]struct{}{e: {}})
+		}
+		for e := range 12 {
+			_, held := tl.have[e]
+			_, missing := tl.missing[e]
+			_, surplus := tl.surplus[e]
+			if missing != (want[e] > 0 && !held) || surplus != (held && want[e] == 0) {
+				t.Fatalf("%d: wanted %d, held %t, missing %t, surplus %t", e, want[e], held, missing, surplus)
+			}
+		}
+	}
+}

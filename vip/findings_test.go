@@ -1,0 +1,81 @@
+package vip
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"vipd/lb"
+)
+
+func TestF104_FindingsNameSettingsThatHinder(t *testing.T) {
+	for name, c := range map[string]struct {
+		set  map[string]string
+		arp  ARP
+		want string // part of the one finding; empty: none
+	}{
+		"all well":                      {nil, ARPUnmanaged, ""},
+		"no forwarding":                 {map[string]string{"net/ipv4/ip_forward": "0"}, ARPUnmanaged, "net.ipv4.ip_forward is 0"},
+		"no IPv6 forwarding":            {map[string]string{"net/ipv6/conf/all/forwarding": "0"}, ARPUnmanaged, "net.ipv6.conf.all.forwarding is 0"},
+		"strict everywhere":             {map[string]string{"net/ipv4/conf/all/rp_filter": "1"}, ARPUnmanaged, "strict (1) on eth0, eth1"},
+		"strict on one":                 {map[string]string{"net/ipv4/conf/eth1/rp_filter": "1"}, ARPUnmanaged, "strict (1) on eth1:"},
+		"loose wins":                    {map[string]string{"net/ipv4/conf/all/rp_filter": "2", "net/ipv4/conf/eth1/rp_filter": "1"}, ARPUnmanaged, ""},
+		"route_localnet":                {map[string]string{"net/ipv4/conf/all/route_localnet": "1"}, ARPUnmanaged, "route_localnet is 1 on all:"},
+		"route_localnet on a device":    {map[string]string{"net/ipv4/conf/eth1/route_localnet": "1"}, ARPUnmanaged, "route_localnet is 1 on eth1:"},
+		"arp drifted":                   {map[string]string{"net/ipv4/conf/all/arp_announce": "0"}, ARPIgnore, "net.ipv4.conf.all.arp_announce is 0 although"},
+		"arp unmanaged is none of ours": {map[string]string{"net/ipv4/conf/all/arp_announce": "1"}, ARPUnmanaged, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFakeWorld()
+			w.sh(t, "ip link add eth0 type veth\nip addr add 10.0.0.1/24 dev eth0\nip link add eth1 type veth\nip addr add 10.0.1.1/24 dev eth1")
+			d := w.door(t, func(o *Options) { o.ARP = c.arp })
+			if found := d.Findings(t.Context()); len(found) > 0 {
+				t.Errorf("before any pass: %q", found)
+			}
+			clean(t, d, pair(), prune)
+			for k, v := range c.set {
+				w.fake.sys.values[k] = v
+			}
+			w.taken()
+			found := d.Findings(t.Context())
+			if c.want == "" && len(found) > 0 || c.want != "" && (len(found) != 1 || !strings.Contains(found[0], c.want)) {
+				t.Errorf("findings %q, want %q", found, c.want)
+			}
+			if wrote := w.taken(); len(wrote) > 0 {
+				t.Errorf("wrote %v", wrote)
+			}
+			clean(t, d, lb.Snapshot{}, prune)
+			if found := d.Findings(t.Context()); len(found) > 0 {
+				t.Errorf("without services: %q", found)
+			}
+			for _, wrote := range w.taken() {
+				if strings.Contains(wrote, "route_localnet") {
+					t.Errorf("route_localnet was set: %s", wrote)
+				}
+			}
+		})
+	}
+}
+
+func TestProcSysctls(t *testing.T) {
+	root := t.TempDir()
+	for _, dev := range []string{"all", "default", "eth0.100"} {
+		fatal(t, os.MkdirAll(filepath.Join(root, "net/ipv4/conf", dev), 0o755))
+	}
+	fatal(t, os.WriteFile(filepath.Join(root, "net/ipv4/ip_forward"), []byte("1\n"), 0o600))
+	s := procSysctls{root: root}
+	fatal(t, s.Set("net/ipv4/ip_forward", "0"))
+	if v, err := s.Get("net/ipv4/ip_forward"); err != nil || v != "0" {
+		t.Errorf("Get = %q, %v", v, err)
+	}
+	if _, err := s.Get("net/none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Get of nothing = %v", err)
+	}
+	if devices, err := s.Devices("ipv4"); err != nil || !slices.Equal(devices, []string{"eth0.100"}) {
+		t.Errorf("Devices = %v, %v", devices, err)
+	}
+}
