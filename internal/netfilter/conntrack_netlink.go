@@ -54,11 +54,16 @@ func (s *nfSocket) close() error { return os.NewSyscallError("close", unix.Close
 
 // send stamps m with its length and a number of its own, and sends it.
 func (s *nfSocket) send(m message) error {
-	s.seq++
 	binary.NativeEndian.PutUint32(m[0:], uint32(len(m)))
-	binary.NativeEndian.PutUint32(m[8:], s.seq)
+	binary.NativeEndian.PutUint32(m[8:], s.seq+1)
+	return s.sendAll(m)
+}
+
+// sendAll sends messages that all bear the next number.
+func (s *nfSocket) sendAll(messages []byte) error {
+	s.seq++
 	for {
-		err := unix.Sendto(s.fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		err := unix.Sendto(s.fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		if err != unix.EINTR {
 			return os.NewSyscallError("sendto", err)
 		}

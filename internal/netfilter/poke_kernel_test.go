@@ -149,3 +149,18 @@ func TestDrainWithoutRawSockets(t *testing.T) {
 		}
 	})
 }
+
+// Also where nobody answered the poke: the entry that carried it, which is then as
+// it was made, gives way to a SYN.
+func TestEntryOfAPokeGivesWayToANewConnection(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *flowLab) {
+		server := l.tcpServer(l.Backends[0], l.at(0, 8080))
+		l.serve(false, "80/tcp", l.at(0, 8080).String())
+		client := netip.AddrPortFrom(l.own(l.Client), 7777)
+		for _, dst := range []netip.AddrPort{netip.AddrPortFrom(l.vip, 80), l.at(0, 8080)} {
+			check(t, l.ct.writer.request(t.Context(), createRequest(tuple{lb.TCP, client, dst}, testMark, 0, pokeLifetime)))
+		}
+		l.connect(l.Client, client.Port(), 80, server)
+		l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+	})
+}
