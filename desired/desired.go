@@ -81,55 +81,81 @@ type Problem struct {
 	Reason string
 }
 
-// Compute decides. It remembers in m what it decided.
+// Compute decides. It remembers in m what it decided, and only once all of it is:
+// a panic on the way leaves m as it was.
 func Compute(m *Memo, f Facts) Result {
 	touched := m.touched(f)
 	choices := m.merge(f, touched)
-	r := Result{Gained: map[lb.Mode]bool{}, Claims: m.claims(f, touched)}
-	editors := map[lb.Mode]*lb.Editor{}
-	editor := func(mode lb.Mode) *lb.Editor {
-		if editors[mode] == nil {
-			editors[mode] = m.place[mode].Edit()
-		}
-		return editors[mode]
+	decided := make([]*entry, len(touched))
+	for i, k := range touched {
+		decided[i] = decide(m.entries[k], choices[k], f)
 	}
-	door := m.door.Edit()
-	for _, k := range touched {
-		before, after := m.entries[k], decide(m.entries[k], choices[k], f)
+	r := Result{Gained: map[lb.Mode]bool{}, Claims: m.claims(f, touched)}
+	m.vipGone = false
+	e := m.edit()
+	for i, k := range touched {
+		before, after := m.entries[k], decided[i]
 		if before.equal(after) {
 			m.schedule(k, before)
 			continue
 		}
 		r.Touched = append(r.Touched, k)
 		m.remember(k, after)
-		for mode := range before.modes() {
-			if after.placed(mode) == nil {
-				editor(mode).Delete(k)
-			}
-		}
-		for mode, p := range after.modes() {
-			editor(mode).Put(p.Service)
-			if len(before.modes()) > 0 && before.placed(mode) == nil {
-				r.Gained[mode] = true
-			}
-		}
-		if face := after.face(); face != nil {
-			door.Put(face)
-		} else {
-			door.Delete(k)
-		}
+		e.put(k, before, after, r.Gained)
 	}
-	for mode, e := range editors {
-		m.place[mode] = e.Snapshot()
-	}
-	m.door = door.Snapshot()
+	e.finish()
 	m.facts = f
 	r.Place, r.Door, r.Due = maps.Clone(m.place), m.door, m.nextDue()
 	if m.vipGone && len(m.problems) > 0 { // it may have stood in the way of one of them
 		r.Due = f.Now
 	}
-	m.vipGone = false
 	return r
+}
+
+// edits are the changes that a Compute makes to the snapshots of a Memo.
+type edits struct {
+	m     *Memo
+	place map[lb.Mode]*lb.Editor
+	door  *lb.Editor
+}
+
+func (m *Memo) edit() *edits {
+	return &edits{m: m, place: map[lb.Mode]*lb.Editor{}, door: m.door.Edit()}
+}
+
+func (e *edits) mode(mode lb.Mode) *lb.Editor {
+	if e.place[mode] == nil {
+		e.place[mode] = e.m.place[mode].Edit()
+	}
+	return e.place[mode]
+}
+
+// put replaces what before placed by what after places, and notes in gained the
+// modes to which the Key is new although another has it.
+func (e *edits) put(k lb.Key, before, after *entry, gained map[lb.Mode]bool) {
+	for mode := range before.modes() {
+		if after.placed(mode) == nil {
+			e.mode(mode).Delete(k)
+		}
+	}
+	for mode, p := range after.modes() {
+		e.mode(mode).Put(p.Service)
+		if len(before.modes()) > 0 && before.placed(mode) == nil {
+			gained[mode] = true
+		}
+	}
+	if face := after.face(); face != nil {
+		e.door.Put(face)
+	} else {
+		e.door.Delete(k)
+	}
+}
+
+func (e *edits) finish() {
+	for mode, editor := range e.place {
+		e.m.place[mode] = editor.Snapshot()
+	}
+	e.m.door = e.door.Snapshot()
 }
 
 // claims lists what the sources say differently of the touched keys.

@@ -107,16 +107,19 @@ type Memo struct {
 	problems map[lb.Key][]Problem
 	due      map[lb.Key]time.Time // of the entries that have one
 	vips     map[netip.Addr]int   // how many entries have this VIP
+	backends map[netip.Addr]int   // how many backends of wanted entries have this address
+	stands   map[slot]*lb.Service // see Rejected
 	place    map[lb.Mode]lb.Snapshot
 	door     lb.Snapshot
-	vipGone  bool // in this Compute a VIP lost its last service
+	vipGone  bool // in the last Compute a VIP lost its last service
 }
 
 // NewMemo returns the Memo of a host on which nothing is served.
 func NewMemo() *Memo {
 	return &Memo{
 		entries: map[lb.Key]*entry{}, problems: map[lb.Key][]Problem{}, due: map[lb.Key]time.Time{},
-		vips: map[netip.Addr]int{}, place: map[lb.Mode]lb.Snapshot{},
+		vips: map[netip.Addr]int{}, backends: map[netip.Addr]int{}, stands: map[slot]*lb.Service{},
+		place: map[lb.Mode]lb.Snapshot{},
 	}
 }
 
@@ -124,16 +127,19 @@ func NewMemo() *Memo {
 func (m *Memo) Clone() *Memo {
 	c := *m
 	c.entries, c.problems, c.due = maps.Clone(m.entries), maps.Clone(m.problems), maps.Clone(m.due)
-	c.vips, c.place = maps.Clone(m.vips), maps.Clone(m.place)
+	c.vips, c.backends, c.stands, c.place = maps.Clone(m.vips), maps.Clone(m.backends), maps.Clone(m.stands), maps.Clone(m.place)
 	return &c
 }
 
 // remember replaces the entry of k; nil forgets the Key.
 func (m *Memo) remember(k lb.Key, e *entry) {
-	_, known := m.entries[k]
+	old, known := m.entries[k]
+	m.count(old, -1)
+	m.count(e, 1)
 	switch {
 	case e == nil && known:
 		delete(m.entries, k)
+		maps.DeleteFunc(m.stands, func(s slot, _ *lb.Service) bool { return s.key == k })
 		if m.vips[k.Addr]--; m.vips[k.Addr] == 0 {
 			delete(m.vips, k.Addr)
 			m.vipGone = true
@@ -145,6 +151,18 @@ func (m *Memo) remember(k lb.Key, e *entry) {
 		}
 	}
 	m.schedule(k, e)
+}
+
+// count adds n for each backend that an entry wants.
+func (m *Memo) count(e *entry, n int) {
+	if e == nil || e.spec == nil {
+		return
+	}
+	for _, b := range e.spec.Backends {
+		if m.backends[b.Addr.Addr()] += n; m.backends[b.Addr.Addr()] == 0 {
+			delete(m.backends, b.Addr.Addr())
+		}
+	}
 }
 
 func (m *Memo) schedule(k lb.Key, e *entry) {
@@ -196,10 +214,10 @@ func (m *Memo) touched(f Facts) []lb.Key {
 	return slices.SortedFunc(maps.Keys(keys), lb.Key.Compare)
 }
 
-// touchRivals adds the keys that have a problem whenever anything changes: what
-// stood in their way may be gone. There are few of them.
+// touchRivals adds the keys that have a problem whenever anything changes, or a
+// VIP went since: what stood in their way may be gone. There are few of them.
 func (m *Memo) touchRivals(keys map[lb.Key]bool) {
-	if len(keys) == 0 {
+	if len(keys) == 0 && !m.vipGone {
 		return
 	}
 	for k := range m.problems {
@@ -231,8 +249,15 @@ func touchChanged(old, now Source, keys map[lb.Key]bool) {
 	if len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) {
 		return
 	}
-	for len(a) > 0 || len(b) > 0 {
+	for {
+		same := 0 // nearly all of them, unread
+		for same < len(a) && same < len(b) && a[same] == b[same] {
+			same++
+		}
+		a, b = a[same:], b[same:]
 		switch {
+		case len(a) == 0 && len(b) == 0:
+			return
 		case len(b) == 0 || len(a) > 0 && a[0].Key.Compare(b[0].Key) < 0:
 			keys[a[0].Key] = true
 			a = a[1:]
@@ -240,9 +265,7 @@ func touchChanged(old, now Source, keys map[lb.Key]bool) {
 			keys[b[0].Key] = true
 			b = b[1:]
 		default:
-			if a[0] != b[0] {
-				keys[a[0].Key] = true
-			}
+			keys[a[0].Key] = true
 			a, b = a[1:], b[1:]
 		}
 	}

@@ -35,8 +35,9 @@ func (m *Memo) merge(f Facts, keys []lb.Key) map[lb.Key]choice {
 func choose(f Facts, k lb.Key, remembered string) (choice, []Problem) {
 	var best choice
 	var problems []Problem
-	lost := func(c choice, winner string) {
-		problems = append(problems, Problem{c.owner, c.spec.Name, fmt.Sprintf("%s belongs to a service of source %s", k, winner)})
+	lost := func(c, winner choice) {
+		problems = append(problems, Problem{c.owner, c.spec.Name, fmt.Sprintf(
+			"%s belongs to service %s of source %s; use another VIP or port, or remove one of the two", k, winner.spec.Name, winner.owner)})
 	}
 	for _, s := range f.Sources {
 		spec := s.get(k)
@@ -58,10 +59,10 @@ func choose(f Facts, k lb.Key, remembered string) (choice, []Problem) {
 		case best.spec == nil:
 			best = c
 		case beats(c, best, live, remembered, f.Now):
-			lost(best, c.owner)
+			lost(best, c)
 			best = c
 		default:
-			lost(c, best.owner)
+			lost(c, best)
 		}
 	}
 	if len(problems) == 0 || !best.due.After(f.Now) { // nobody to yield to
@@ -96,64 +97,4 @@ func refuse(f Facts, c choice) string {
 		return fmt.Sprintf("mode %s is not available on this host", c.mode)
 	}
 	return ""
-}
-
-// refuseLoops refuses services that would balance to a VIP of ours: to
-// themselves, or through another service. What is served already stays: of a new
-// VIP and an old service with a backend there, the VIP loses.
-func (m *Memo) refuseLoops(keys []lb.Key, choices map[lb.Key]choice) {
-	coming := map[netip.Addr]bool{}
-	for k, c := range choices {
-		if c.spec != nil {
-			coming[k.Addr] = true
-		}
-	}
-	isVIP := func(a netip.Addr) bool { return coming[a] || m.vips[a] > 0 }
-	fresh := map[netip.Addr]bool{}
-	for _, k := range keys {
-		c := choices[k]
-		if c.spec == nil {
-			continue
-		}
-		if b := loop(c.spec, isVIP); b.IsValid() {
-			m.refuse(k, choices, fmt.Sprintf("backend %s is a VIP of this host: the service would balance to itself; give the address of a real server", b))
-			continue
-		}
-		if m.vips[k.Addr] == 0 {
-			fresh[k.Addr] = true
-		}
-	}
-	if len(fresh) == 0 {
-		return
-	}
-	for k, e := range m.entries {
-		if _, again := choices[k]; again || e.spec == nil {
-			continue
-		}
-		b := loop(e.spec, func(a netip.Addr) bool { return fresh[a] })
-		if !b.IsValid() {
-			continue
-		}
-		for _, newcomer := range keys {
-			if newcomer.Addr == b && choices[newcomer].spec != nil {
-				m.refuse(newcomer, choices, fmt.Sprintf("VIP %s is a backend of service %s; use another VIP", b, k))
-			}
-		}
-	}
-}
-
-// loop returns the address of a backend that is a VIP.
-func loop(s *lb.Spec, isVIP func(netip.Addr) bool) netip.Addr {
-	for _, b := range s.Backends {
-		if b.State != lb.Disabled && isVIP(b.Addr.Addr()) {
-			return b.Addr.Addr()
-		}
-	}
-	return netip.Addr{}
-}
-
-func (m *Memo) refuse(k lb.Key, choices map[lb.Key]choice, reason string) {
-	c := choices[k]
-	m.setProblems(k, append(m.problems[k], Problem{c.owner, c.spec.Name, reason}))
-	choices[k] = choice{}
 }

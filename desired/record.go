@@ -12,7 +12,7 @@ import (
 
 // record is the lasting form of an entry. Deadlines are written as the time that
 // is left and the wall clock of the writing, so that a clock that jumps can end a
-// drain early but never lengthen it.
+// drain early, but never leave it more than it had when it was written.
 type record struct {
 	Owner   string                   `json:"owner"`
 	Name    string                   `json:"name"`
@@ -28,6 +28,41 @@ type placedRecord struct {
 	Drains   map[netip.AddrPort]time.Duration `json:"drains_left_ns,omitempty"`
 	Leaving  bool                             `json:"leaving,omitempty"`
 	Refusing bool                             `json:"refusing,omitempty"`
+	Rejected bool                             `json:"rejected,omitempty"` // Service is not in place
+	Stands   *lb.Service                      `json:"stands,omitempty"`   // what is, in its place
+}
+
+// slot is a service in a mode.
+type slot struct {
+	key  lb.Key
+	mode lb.Mode
+}
+
+// Rejected notes that mode did not take what was decided for k, and which version
+// stands there in its place; nil: none.
+func (m *Memo) Rejected(k lb.Key, mode lb.Mode, stands *lb.Service) {
+	if m.entries[k].placed(mode) != nil {
+		m.stands[slot{k, mode}] = stands
+	}
+}
+
+// Accepted notes that mode has taken what was decided for k.
+func (m *Memo) Accepted(k lb.Key, mode lb.Mode) { delete(m.stands, slot{k, mode}) }
+
+// Standing returns what stands in a mode when all that was not rejected is in
+// place.
+func (m *Memo) Standing(mode lb.Mode) lb.Snapshot {
+	e := m.place[mode].Edit()
+	for s, svc := range m.stands {
+		switch {
+		case s.mode != mode:
+		case svc != nil:
+			e.Put(svc)
+		default:
+			e.Delete(s.key)
+		}
+	}
+	return e.Snapshot()
 }
 
 // Record returns the lasting form of what was decided for k, or nil if there is
@@ -40,6 +75,9 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 	r := record{Owner: e.owner, Name: e.name, Wanted: e.spec != nil, Mode: e.mode, Timeout: e.timeout, Saved: now, Served: map[lb.Mode]placedRecord{}}
 	for mode, p := range e.served {
 		pr := placedRecord{Service: p.Service, Leaving: p.Leaving, Refusing: p.Refusing}
+		if stands, rejected := m.stands[slot{k, mode}]; rejected {
+			pr.Rejected, pr.Stands = true, stands
+		}
 		for b, until := range p.Drains {
 			if pr.Drains == nil {
 				pr.Drains = map[netip.AddrPort]time.Duration{}
@@ -58,38 +96,29 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 func Restore(records map[lb.Key][]byte, accepted []Source, now time.Time) (*Memo, error) {
 	m := NewMemo()
 	m.facts.Sources = accepted
-	door, place := m.door.Edit(), map[lb.Mode]*lb.Editor{}
+	edits := m.edit()
 	var errs []error
 	for k, raw := range records {
-		e, err := restoreEntry(k, raw, m.facts, now)
+		e, err := m.restoreEntry(k, raw, now)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("record of %s: %w", k, err))
 			continue
 		}
 		m.remember(k, e)
-		for mode, p := range e.served {
-			if place[mode] == nil {
-				place[mode] = lb.Snapshot{}.Edit()
-			}
-			place[mode].Put(p.Service)
-		}
-		door.Put(e.face())
+		edits.put(k, nil, e, nil)
 	}
-	for mode, editor := range place {
-		m.place[mode] = editor.Snapshot()
-	}
-	m.door = door.Snapshot()
+	edits.finish()
 	return m, errors.Join(errs...)
 }
 
-func restoreEntry(k lb.Key, raw []byte, f Facts, now time.Time) (*entry, error) {
+func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error) {
 	var r record
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
 	e := &entry{owner: r.Owner, name: r.Name, mode: r.Mode, timeout: r.Timeout}
 	if r.Wanted {
-		if e.spec = f.source(r.Owner).get(k); e.spec == nil {
+		if e.spec = m.facts.source(r.Owner).get(k); e.spec == nil {
 			return nil, fmt.Errorf("source %s has no accepted service of that name to back it", r.Owner)
 		}
 	}
@@ -104,6 +133,9 @@ func restoreEntry(k lb.Key, raw []byte, f Facts, now time.Time) (*entry, error) 
 		}
 		e.place(mode, p)
 		e.wakeFor(p, now)
+		if pr.Rejected {
+			m.stands[slot{k, mode}] = pr.Stands
+		}
 	}
 	if e.empty() {
 		return nil, errors.New("it serves nothing")

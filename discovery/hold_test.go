@@ -269,7 +269,7 @@ func TestRandomAnswers(t *testing.T) {
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
-	for range 30 {
+	for range 8 {
 		b := newBook(t, DefaultPolicy)
 		b.rival = func(k lb.Key) bool { return k.Addr.As4()[3]%7 == 0 }
 		for range 100 {

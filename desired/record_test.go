@@ -1,0 +1,148 @@
+package desired
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"vipd/lb"
+)
+
+// midDrain is a world in which one backend drains, one service drains, one has
+// moved to another mode and one has lost to another source.
+func midDrain(t *testing.T) *world {
+	w := newWorld(t, "static", "etcd")
+	w.states("static", svc("1:80 a*1 b*2"), svc("2:80 c*1"), svc("3:80 d*1"), svc("4:53/udp e*1"))
+	w.states("etcd", svc("4:53/udp f*1"))
+	w.now()
+	w.states("static", svc("1:80 a*1"), inMode(svc("3:80 d*1"), ipvs), svc("4:53/udp e*1")).now()
+	return w
+}
+
+func TestB64_RestartInMidDrainTouchesNothing(t *testing.T) {
+	for _, down := range []time.Duration{0, time.Second, 10 * time.Second} {
+		w := midDrain(t)
+		before := w.after(10 * time.Second)
+		w.restart(down)
+		r := w.now()
+		if len(r.Touched) != 0 || len(r.Claims) != 0 {
+			t.Errorf("down for %s: touched %v, claims %v", down, r.Touched, r.Claims)
+		}
+		for _, mode := range []lb.Mode{ipt, ipvs} {
+			w.wants("after "+down.String(), r.Place[mode], show(before.Place[mode])...)
+		}
+		w.wants("door", r.Door, show(before.Door)...)
+		if left, want := r.Due.Sub(w.facts.Now), 20*time.Second-down; left != want {
+			t.Errorf("down for %s: %s left of the drain, want %s", down, left, want)
+		}
+		if !r.Door.Get(svc("4:53/udp").Key).Equal(before.Door.Get(svc("4:53/udp").Key)) {
+			t.Error("the owner changed")
+		}
+		w.rest()
+	}
+}
+
+func TestB41_RestartKeepsWeights(t *testing.T) {
+	w := newWorld(t, "static").states("static", svc("1:80 a*7 b*0 c*65535"))
+	w.now()
+	w.restart(time.Hour)
+	r := w.now()
+	w.wants("weights", r.Place[ipt], "1:80 a*7 b*0 c*65535")
+	if len(r.Touched) != 0 {
+		t.Errorf("touched %v", r.Touched)
+	}
+}
+
+func TestB64_RestartAfterTheDeadlineEndsTheDrain(t *testing.T) {
+	w := midDrain(t)
+	w.restart(time.Hour)
+	w.wants("the drains are over", w.rest().Place[ipt], "1:80 a*1", "4:53/udp e*1")
+}
+
+func TestB63_RestartDuringTheRefusingPass(t *testing.T) {
+	w := newWorld(t, "static").states("static", svc("1:80 a*1"))
+	w.now()
+	w.states("static").now()
+	w.wants("refuses", w.after(30 * time.Second).Place[ipt], "1:80")
+	w.restart(time.Second)
+	w.wants("gone", w.rest().Place[ipt])
+}
+
+func TestClockThatJumpsNeverGivesADrainMoreThanItHad(t *testing.T) {
+	for _, jump := range []time.Duration{10 * 365 * 24 * time.Hour, time.Minute, 5 * time.Second, -time.Second, -24 * time.Hour} {
+		w := midDrain(t)
+		w.restart(jump)
+		r := w.now()
+		if left := r.Due.Sub(w.facts.Now); left > 30*time.Second {
+			t.Errorf("a clock that jumped by %s left %s of a drain of 30s", jump, left)
+		}
+		w.wants("in the end", w.rest().Place[ipt], "1:80 a*1", "4:53/udp e*1")
+	}
+}
+
+func TestRestartWithoutTheSourcesKeepsWhatTheyHad(t *testing.T) {
+	w := midDrain(t) // the sources have not spoken: the hub serves their seeds
+	w.restart(time.Second)
+	r := w.after(time.Second)
+	w.wants("serves", r.Place[ipt], "1:80 a*1 b*drain", "2:80 c*drain", "3:80 d*drain", "4:53/udp e*1")
+}
+
+func TestRestartWithOtherFactsDrainsWhatWent(t *testing.T) {
+	w := newWorld(t, "static").states("static", svc("1:80 a*1 b*2"), svc("2:80 c*1"))
+	w.now()
+	w.restart(time.Minute)
+	w.states("static", svc("1:80 a*1"))
+	w.wants("edited while down", w.now().Place[ipt], "1:80 a*1 b*drain", "2:80 c*drain")
+}
+
+func TestRestoreLeavesOutWhatItCannotUse(t *testing.T) {
+	w := newWorld(t, "static").states("static", svc("1:80 a*1"), svc("2:80 b*1"), svc("3:80 c*1"))
+	w.now()
+	good := string(w.record[svc("1:80").Key])
+	records := map[lb.Key][]byte{
+		svc("1:80").Key: []byte(good),
+		svc("2:80").Key: []byte(good),                     // of another service
+		svc("3:80").Key: []byte(`{"served":`),             // broken
+		svc("5:80").Key: []byte(strings.Clone("null")),    // nothing
+		svc("6:80").Key: []byte(`{"served":{"ipvs":{}}}`), // no service
+	}
+	accepted := []Source{{Name: "static", Services: []*lb.Spec{svc("1:80 a*1"), svc("2:80 b*1")}}}
+	m, err := Restore(records, accepted, w.facts.Now)
+	if m.Len() != 1 || err == nil {
+		t.Fatalf("%d entries, error %v", m.Len(), err)
+	}
+	for _, k := range []string{"192.0.2.2:80/tcp", "192.0.2.3:80/tcp", "192.0.2.5:80/tcp", "192.0.2.6:80/tcp"} {
+		if !strings.Contains(err.Error(), k) {
+			t.Errorf("the error does not name %s: %v", k, err)
+		}
+	}
+	m, err = Restore(map[lb.Key][]byte{svc("1:80").Key: []byte(good)}, nil, w.facts.Now)
+	if m.Len() != 0 || err == nil {
+		t.Errorf("a service without an accepted set behind it: %d entries, error %v", m.Len(), err)
+	}
+}
+
+func TestB59_WhatAModeRejectedIsRemembered(t *testing.T) {
+	k := svc("1:80").Key
+	w := newWorld(t, "static").states("static", svc("1:80 a*1"), svc("2:80 b*1"))
+	w.now()
+	old := w.memo.place[ipt].Get(k)
+	w.states("static", svc("1:80 a*2"), svc("2:80 b*1")).now()
+	w.memo.Rejected(k, ipt, old)
+	w.memo.Rejected(svc("2:80").Key, ipt, nil)
+	for _, k := range []lb.Key{k, svc("2:80").Key} {
+		w.record[k], _ = w.memo.Record(k, w.facts.Now)
+	}
+	w.restart(time.Second)
+	w.wants("decided", w.now().Place[ipt], "1:80 a*2", "2:80 b*1")
+	w.wants("stands", w.memo.Standing(ipt), "1:80 a*1")
+	w.memo.Accepted(k, ipt)
+	w.record[k], _ = w.memo.Record(k, w.facts.Now)
+	w.restart(time.Second)
+	w.wants("stands when it was taken", w.memo.Standing(ipt), "1:80 a*2")
+	w.states("static").now()
+	w.rest()
+	if len(w.memo.stands) != 0 {
+		t.Errorf("of services that are gone %d are remembered", len(w.memo.stands))
+	}
+}
