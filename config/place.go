@@ -14,6 +14,7 @@ import (
 const (
 	maxDepth  = 16        // of tables and arrays in each other
 	maxValues = 1_000_000 // in one file
+	maxText   = 4096      // bytes of a key or of a value; the longest that is of use is a path
 )
 
 // source is one file while it is parsed.
@@ -95,8 +96,8 @@ type place struct {
 	items   []*place
 }
 
-// places makes the tree of places of a file. It reports what breaks the grammar
-// and every key that is set twice.
+// places makes the tree of places of a file. It reports what breaks the grammar,
+// every key that is set twice, and what is too much.
 func (s *source) places() (*place, bool) {
 	var p unstable.Parser
 	p.Reset(s.data[:len(s.data):len(s.data)]) // without spare capacity, by which offsets are counted
@@ -111,21 +112,24 @@ func (s *source) places() (*place, bool) {
 		if errors.As(err, &at) {
 			offset = min(max(cap(p.Data())-cap(at.Highlight), 0), len(s.data))
 		}
+		for offset > 0 && offset < len(s.data) && !utf8.RuneStart(s.data[offset]) {
+			offset-- // at the end of the file it points at the last byte
+		}
 		s.fail(offset, "%s; mend the TOML here, what follows is not checked yet", clean(err.Error()))
 		b.ok = false
 	}
-	return b.root, b.ok && !b.duplicate
+	return b.root, b.ok && !b.refused
 }
 
 // builder makes the tree from one expression after the other.
 type builder struct {
-	s         *source
-	p         *unstable.Parser
-	root      *place
-	table     *place // the one of the last header
-	places    int
-	duplicate bool
-	ok        bool
+	s       *source
+	p       *unstable.Parser
+	root    *place
+	table   *place // the one of the last header
+	places  int
+	refused bool // something is wrong with the file; go on to find more
+	ok      bool // false: stop
 }
 
 func (b *builder) expression(n *unstable.Node) {
@@ -167,7 +171,7 @@ func (b *builder) define(t *place, last *unstable.Node, what string, value int) 
 	if f.defined || what == "key" && f.fields != nil {
 		first := b.s.at(f.key, "")
 		b.s.fail(offset, "%s %s stands twice; remove one, the first is at line %d", what, quote(string(last.Data)), first.Line)
-		b.duplicate = true
+		b.refused = true
 		return &place{key: offset, value: offset, defined: true}
 	}
 	f.key, f.value, f.defined = offset, max(offset, value), true
@@ -179,6 +183,7 @@ func (b *builder) define(t *place, last *unstable.Node, what string, value int) 
 func (b *builder) descend(t *place, key unstable.Iterator) (*place, *unstable.Node) {
 	for depth := 1; key.Next(); depth++ {
 		n := key.Node()
+		b.checkLength(n)
 		if key.IsLast() {
 			return t, n
 		}
@@ -197,6 +202,7 @@ func (b *builder) descend(t *place, key unstable.Iterator) (*place, *unstable.No
 // fill adds what is inside a value.
 func (b *builder) fill(at *place, n *unstable.Node, depth int) {
 	if n.Kind != unstable.Array && n.Kind != unstable.InlineTable {
+		b.checkLength(n)
 		return
 	}
 	if depth > maxDepth {
@@ -217,6 +223,14 @@ func (b *builder) fill(at *place, n *unstable.Node, depth int) {
 		at.items = append(at.items, item)
 		b.places++
 		b.fill(item, child, depth+1)
+	}
+}
+
+// checkLength keeps what is long from the decoder and from everything behind it.
+func (b *builder) checkLength(n *unstable.Node) {
+	if n.Raw.Length > maxText {
+		b.s.fail(int(n.Raw.Offset), "a key or value of %d bytes; write one of at most %d", n.Raw.Length, maxText)
+		b.refused = true
 	}
 }
 
