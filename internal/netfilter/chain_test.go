@@ -101,7 +101,7 @@ COMMIT
 	if got != want {
 		t.Errorf("parsed\n%s\nwant\n%s", got, want)
 	}
-	if got := target(table.Base["PREROUTING"][0]); got != "DOCKER" {
+	if got := Target(table.Base["PREROUTING"][0]); got != "DOCKER" {
 		t.Errorf("target %q, want DOCKER: the comment was taken for it", got)
 	}
 	if _, err := parseTable("nat", "# Table `nat' is incompatible, use 'nft' tool.\n"); err == nil {
@@ -123,7 +123,7 @@ func FuzzParseTable(f *testing.F) {
 		}
 		for _, rules := range table.Base {
 			for _, r := range rules {
-				target(r)
+				Target(r)
 				SumOf(r)
 			}
 		}

@@ -19,12 +19,12 @@ func jumpsRight(base []string, want []Jump, ours func(chain string) bool) bool {
 		return false
 	}
 	for i, j := range want {
-		if SumOf(base[i]) != j.sum() || target(base[i]) != target(j.Rule) {
+		if SumOf(base[i]) != j.sum() || Target(base[i]) != Target(j.Rule) {
 			return false
 		}
 	}
 	for _, rule := range base[len(want):] {
-		if ours(target(rule)) {
+		if ours(Target(rule)) {
 			return false
 		}
 	}
@@ -42,7 +42,7 @@ type jumpLine struct {
 // the rest there is no moment without them.
 func jumpRepair(name string, base []string, want []Jump, ours func(chain string) bool) (lines []jumpLine) {
 	for _, rule := range base {
-		if ours(target(rule)) {
+		if ours(Target(rule)) {
 			spec := name + " " + rule
 			lines = append(lines, jumpLine{Line{Text: "-A " + spec}, "-D " + spec})
 		}

@@ -68,8 +68,8 @@ func (t *Table) append(chain, rule string) {
 // isOwn reports whether a chain of that name belongs to vipd.
 func isOwn(chain string) bool { return strings.HasPrefix(chain, ChainPrefix) }
 
-// target returns the chain or target that a rule jumps or goes to, or "".
-func target(rule string) string {
+// Target returns the chain or target that a rule jumps or goes to, or "".
+func Target(rule string) string {
 	i := targetIndex(rule)
 	if i < 0 {
 		return ""
