@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -18,14 +17,6 @@ import (
 type fakeKernel struct {
 	base map[string][]string
 	own  map[string][]string // every chain that is no base chain
-
-	refuse func(line string) error   // a fault: the line is refused
-	before func(script string) error // a fault: an error that is no refusal, before the commit
-	after  func(script string) error // the same, after the commit took effect
-	watch  func()                    // called after each commit that took effect
-
-	scripts []string
-	reads   int
 }
 
 func newFakeKernel() *fakeKernel {
@@ -37,7 +28,6 @@ func newFakeKernel() *fakeKernel {
 
 // Read spells rules in another way than they were written, as the kernel does.
 func (k *fakeKernel) Read(ctx context.Context, name string) (netfilter.Table, error) {
-	k.reads++
 	if err := ctx.Err(); err != nil {
 		return netfilter.Table{}, err
 	}
@@ -68,30 +58,14 @@ func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if k.before != nil {
-		if err := k.before(string(script)); err != nil {
-			return err
-		}
-	}
 	tx := &fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own)}
 	for i, line := range strings.Split(strings.TrimSuffix(string(script), "\n"), "\n") {
-		err := tx.line(line)
-		if err == nil && k.refuse != nil {
-			err = k.refuse(line)
-		}
-		if err != nil {
+		if err := tx.line(line); err != nil {
 			return &netfilter.RestoreError{Line: i + 1, Text: line, Stderr: err.Error()}
 		}
 		if line == "COMMIT" {
 			k.base, k.own = cloneChains(tx.base), cloneChains(tx.own)
 		}
-	}
-	k.scripts = append(k.scripts, string(script))
-	if k.watch != nil {
-		k.watch()
-	}
-	if k.after != nil {
-		return k.after(string(script))
 	}
 	return nil
 }
@@ -187,20 +161,6 @@ func (k *fakeKernel) drop(name string) error {
 	return nil
 }
 
-// String is all of it, for comparing.
-func (k *fakeKernel) String() string {
-	var b strings.Builder
-	for _, chains := range []map[string][]string{k.base, k.own} {
-		for _, name := range slices.Sorted(maps.Keys(chains)) {
-			b.WriteString(":" + name + "\n")
-			for i, r := range chains[name] {
-				b.WriteString(strconv.Itoa(i) + " " + r + "\n")
-			}
-		}
-	}
-	return b.String()
-}
-
 func TestFakeKernelIsStrict(t *testing.T) {
 	const setup = "*nat\n:VIPD-A - [0:0]\n:VIPD-B - [0:0]\n-A VIPD-A -g VIPD-B\n-I PREROUTING 1 -j VIPD-A\nCOMMIT\n"
 	for _, tc := range []struct{ name, lines, why string }{
@@ -217,12 +177,12 @@ func TestFakeKernelIsStrict(t *testing.T) {
 		if err := k.Restore(t.Context(), []byte(setup)); err != nil {
 			t.Fatal(err)
 		}
-		stood := k.String()
+		stood := dump(t, k)
 		err := k.Restore(t.Context(), []byte("*nat\n:VIPD-NEW - [0:0]\n"+tc.lines+"COMMIT\n"))
 		if !refused(err) || !strings.Contains(err.Error(), tc.why) {
 			t.Errorf("%s: error %v", tc.name, err)
 		}
-		if k.String() != stood {
+		if dump(t, k) != stood {
 			t.Errorf("%s: something of the refused commit was done", tc.name)
 		}
 	}

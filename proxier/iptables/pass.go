@@ -45,7 +45,7 @@ type pass struct {
 	fresh   bool
 	table   netfilter.Table
 	linked  map[lb.Key]bool // services that the kernel led to before the pass
-	strays  []lb.Key        // of those the ones that nobody knows and that must stay
+	strays  []lb.Key        // of those the ones of unknown content that may not go yet
 	mended  bool            // the skeleton was repaired
 	applied []change        // what is in place by now
 	failed  map[lb.Key]failure
@@ -77,7 +77,7 @@ func (p *pass) sync(ctx context.Context) error {
 			return p.unknown(err)
 		}
 	}
-	if err := p.read(ctx); err != nil {
+	if err := p.read(ctx, m.applied); err != nil {
 		return err
 	}
 	changes = p.changes()
@@ -105,8 +105,9 @@ func refused(err error) bool {
 	return errors.As(err, &r)
 }
 
-// read reads the table, and forgets what was believed of it.
-func (p *pass) read(ctx context.Context) error {
+// read reads the table, and forgets what was believed of it. The tree is to lead
+// to the services of applied.
+func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	t, err := p.kernel.Read(ctx, table)
 	if err != nil {
 		return p.unknown(err)
@@ -120,16 +121,16 @@ func (p *pass) read(ctx context.Context) error {
 	m.treeOpen, m.gated = true, !p.how.Prune
 	_, m.standing = m.have[chainService]
 	p.strays, m.keys = nil, nil
-	for s := range m.applied.All() {
+	for s := range applied.All() {
 		if p.ours(s.Key) && len(s.Usable()) > 0 {
 			m.keys = append(m.keys, s.Key)
 		}
 	}
-	if !p.how.Prune {
-		for k := range linked {
-			if _, stands := m.have[serviceChain(k)]; stands && p.ours(k) && p.want.Get(k) == nil && m.applied.Get(k) == nil {
-				p.strays = append(p.strays, k)
-			}
+	for k := range linked {
+		_, stands := m.have[serviceChain(k)]
+		stays := !p.how.Prune || p.want.Get(k) != nil
+		if stands && stays && p.ours(k) && applied.Get(k) == nil {
+			p.strays = append(p.strays, k)
 		}
 	}
 	m.keys = append(m.keys, p.strays...)
@@ -264,12 +265,12 @@ func (p *pass) skeletonWanted() bool {
 func (p *pass) commit(ctx context.Context, c commit) error {
 	if !p.dry {
 		err := p.kernel.Restore(ctx, c.script())
-		switch {
-		case err == nil:
-		case c.repair.Empty():
-			return fmt.Errorf("%s table %s: %w", p.family, table, err)
-		default: // no service is guilty: hide that it was refused
+		if refused(err) && !c.repair.Empty() {
+			// No service is guilty of that, so nothing is to be bisected.
 			return fmt.Errorf("%s table %s: the way into our chains: %s", p.family, table, err)
+		}
+		if err != nil {
+			return fmt.Errorf("%s table %s: %w", p.family, table, err)
 		}
 	}
 	p.commits = append(p.commits, c)

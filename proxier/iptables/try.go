@@ -232,6 +232,11 @@ func (p *pass) unwanted(a *attempt, left []string) []string {
 			}
 		}
 	}
+	for _, k := range p.strays {
+		if p.target().Get(k) == nil {
+			p.reach(serviceChain(k), stays) // its new version failed: the old one stands
+		}
+	}
 	for name := range m.have {
 		switch kindOf(name) {
 		case node:
@@ -247,10 +252,23 @@ func (p *pass) unwanted(a *attempt, left []string) []string {
 	return left
 }
 
+// reach adds a chain, and all that the kernel goes to from it.
+func (p *pass) reach(chain string, stays map[string]bool) {
+	if stays[chain] {
+		return
+	}
+	stays[chain] = true
+	for _, rule := range p.table.Own[chain] {
+		if to := netfilter.Target(rule); kindOf(to) == service {
+			p.reach(to, stays)
+		}
+	}
+}
+
 // collect mends the tree after changes were refused, and removes what nobody
 // wants, one by one if need be.
 func (p *pass) collect(ctx context.Context) error {
-	if err := p.read(ctx); err != nil {
+	if err := p.read(ctx, p.target()); err != nil {
 		return err
 	}
 	p.mended = false

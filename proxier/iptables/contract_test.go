@@ -1,0 +1,148 @@
+package iptables
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+	"vipd/proxier/proxiertest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testKernel stands between a Proxier and a kernel: it counts, watches and makes
+// faults.
+type testKernel struct {
+	kernel
+	refuse func(script string) bool  // as iptables-restore does
+	before func(script string) error // an error that is no refusal, before the commit
+	after  func(script string) error // the same, after the commit took effect
+	watch  func()                    // called after each commit that took effect
+
+	scripts []string
+	reads   int
+}
+
+func (k *testKernel) Read(ctx context.Context, table string) (netfilter.Table, error) {
+	k.reads++
+	return k.kernel.Read(ctx, table)
+}
+
+func (k *testKernel) Restore(ctx context.Context, script []byte) error {
+	if k.before != nil {
+		if err := k.before(string(script)); err != nil {
+			return err
+		}
+	}
+	if k.refuse != nil && k.refuse(string(script)) {
+		return &netfilter.RestoreError{Stderr: "refused by the test"}
+	}
+	if err := k.kernel.Restore(ctx, script); err != nil {
+		return err
+	}
+	k.scripts = append(k.scripts, string(script))
+	if k.watch != nil {
+		k.watch()
+	}
+	if k.after != nil {
+		return k.after(string(script))
+	}
+	return nil
+}
+
+// dump is all of table nat that is ours, and the base chains.
+func dump(t testing.TB, k kernel) string {
+	t.Helper()
+	table, err := k.Read(t.Context(), "nat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, chains := range []map[string][]string{table.Base, table.Own} {
+		for _, name := range slices.Sorted(maps.Keys(chains)) {
+			b.WriteString(":" + name + "\n")
+			for _, r := range chains[name] {
+				b.WriteString("  " + r + "\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+// harness is this mode on two kernels.
+type harness struct {
+	kernels map[netfilter.Family]*testKernel
+	evictor *fakeEvictor
+}
+
+func newHarness(make func(netfilter.Family) kernel) *harness {
+	h := &harness{kernels: map[netfilter.Family]*testKernel{}, evictor: &fakeEvictor{}}
+	for _, f := range netfilter.Families {
+		h.kernels[f] = &testKernel{kernel: make(f)}
+	}
+	return h
+}
+
+func newFakeHarness() *harness {
+	return newHarness(func(netfilter.Family) kernel { return newFakeKernel() })
+}
+
+func (h *harness) New(testing.TB) proxier.Proxier { return h.proxier() }
+
+func (h *harness) proxier() *Proxier {
+	kernels := map[netfilter.Family]kernel{}
+	for f, k := range h.kernels {
+		kernels[f] = k
+	}
+	return newProxier(Options{Log: slog.New(slog.DiscardHandler), Evict: h.evictor}, kernels, nil)
+}
+
+// tracer follows packets through the rules of one family as they are now.
+func (h *harness) tracer(t testing.TB, f netfilter.Family) *tracer {
+	t.Helper()
+	table, err := h.kernels[f].kernel.Read(t.Context(), "nat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newTracer(table.Base, table.Own)
+}
+
+func (h *harness) Served(t testing.TB, k lb.Key) map[netip.AddrPort]float64 {
+	t.Helper()
+	return h.tracer(t, netfilter.FamilyOf(k.Addr)).to(k)
+}
+
+func (h *harness) Writes() (n int) {
+	for _, k := range h.kernels {
+		n += len(k.scripts)
+	}
+	return n
+}
+
+func (h *harness) State(t testing.TB) string {
+	t.Helper()
+	return dump(t, h.kernels[netfilter.IPv4].kernel) + dump(t, h.kernels[netfilter.IPv6].kernel)
+}
+
+func TestContract(t *testing.T) {
+	proxiertest.Run(t, func(*testing.T) proxiertest.Harness { return newFakeHarness() })
+}
+
+// fakeEvictor notes what it is asked for.
+type fakeEvictor struct {
+	evicted, cancelled []netfilter.Eviction
+	keep               netfilter.Keep
+}
+
+func (e *fakeEvictor) Evict(all ...netfilter.Eviction)  { e.evicted = append(e.evicted, all...) }
+func (e *fakeEvictor) Cancel(all ...netfilter.Eviction) { e.cancelled = append(e.cancelled, all...) }
+func (e *fakeEvictor) Sweep(keep netfilter.Keep)        { e.keep = keep }
