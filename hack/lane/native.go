@@ -3,13 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,91 +89,4 @@ func buildPrograms(ctx context.Context, dir string, flags ...string) (string, er
 		return "", fmt.Errorf("build programs: %w", err)
 	}
 	return "VIPD_BIN_DIR=" + bin, nil
-}
-
-// pkg is a package with kernel tests.
-type pkg struct {
-	path, dir string
-	tests     []string // of the files with the tag kernel
-}
-
-// kernelTests finds the tests in files that are there with the tag kernel only.
-func kernelTests(ctx context.Context) ([]pkg, error) {
-	plain, err := testFiles(ctx)
-	if err != nil {
-		return nil, err
-	}
-	tagged, err := testFiles(ctx, "-tags=kernel")
-	if err != nil {
-		return nil, err
-	}
-	var found []pkg
-	for _, p := range tagged {
-		var without []string
-		if i := slices.IndexFunc(plain, func(q listed) bool { return q.ImportPath == p.ImportPath }); i >= 0 {
-			without = plain[i].files()
-		}
-		var tests []string
-		for _, f := range p.files() {
-			if slices.Contains(without, f) {
-				continue
-			}
-			names, err := testsIn(filepath.Join(p.Dir, f))
-			if err != nil {
-				return nil, err
-			}
-			tests = append(tests, names...)
-		}
-		if len(tests) > 0 {
-			found = append(found, pkg{p.ImportPath, p.Dir, tests})
-		}
-	}
-	if len(found) == 0 {
-		return nil, errors.New("found no test with the tag kernel")
-	}
-	return found, nil
-}
-
-// listed is what `go list -json` says of a package.
-type listed struct {
-	ImportPath, Dir           string
-	TestGoFiles, XTestGoFiles []string
-}
-
-func (l listed) files() []string { return slices.Concat(l.TestGoFiles, l.XTestGoFiles) }
-
-func testFiles(ctx context.Context, flags ...string) ([]listed, error) {
-	args := append([]string{"list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles"}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, packages())...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("list packages: %w", err)
-	}
-	var all []listed
-	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
-		var l listed
-		switch err := d.Decode(&l); {
-		case errors.Is(err, io.EOF):
-			return all, nil
-		case err != nil:
-			return nil, fmt.Errorf("list packages: %w", err)
-		}
-		all = append(all, l)
-	}
-}
-
-// testsIn returns the names of the tests in a file.
-func testsIn(file string) ([]string, error) {
-	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, d := range f.Decls {
-		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Test") && fn.Name.Name != "TestMain" {
-			names = append(names, fn.Name.Name)
-		}
-	}
-	return names, nil
 }

@@ -7,18 +7,23 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // vmDir is where the test binaries and the outputs of the virtual machine lie.
 const vmDir = ".cache/vm-tests"
 
-// runVM builds the kernel tests outside, boots once, runs them all inside, and turns
+// runVM builds the kernel tests outside, boots once, runs the marked ones inside, and turns
 // what they printed into events.
 func runVM(ctx context.Context, to *reporter) ([]string, error) {
 	found, err := kernelTests(ctx)
 	if err != nil {
 		return nil, err
+	}
+	found = slices.DeleteFunc(found, func(p pkg) bool { return len(p.vm) == 0 })
+	if len(found) == 0 {
+		return nil, errors.New("found no test that is marked " + vmDirective)
 	}
 	dir, err := filepath.Abs(vmDir)
 	if err != nil {
@@ -65,7 +70,7 @@ func vmScript(ctx context.Context, dir string, found []pkg) (string, error) {
 		}
 		fmt.Fprintf(&b, "cd '%s'\n", p.dir)
 		fmt.Fprintf(&b, "'%s' -test.v=test2json -test.timeout=10m -test.run='%s' >$VM_OUT/%d.out 2>&1; echo $? >$VM_OUT/%d.status\n",
-			binary, pattern(p.tests), i, i)
+			binary, pattern(p.vm), i, i)
 	}
 	script := filepath.Join(dir, "run.sh")
 	return script, os.WriteFile(script, []byte(b.String()), 0o644)

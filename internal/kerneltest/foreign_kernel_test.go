@@ -4,6 +4,7 @@ package kerneltest
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -49,6 +50,7 @@ func TestForeignSeesEveryKindOfChange(t *testing.T) {
 	}
 }
 
+//lane:vm
 func TestProbeDummyAgreesWithIP(t *testing.T) {
 	if !Isolate(t) {
 		return
@@ -63,6 +65,7 @@ func TestProbeDummyAgreesWithIP(t *testing.T) {
 	}
 }
 
+//lane:vm
 func TestNeedRunsWhereTheFeatureIs(t *testing.T) {
 	if !Isolate(t) {
 		return
@@ -72,6 +75,7 @@ func TestNeedRunsWhereTheFeatureIs(t *testing.T) {
 	lb.Run(t, "ip", "link", "add", "d0", "type", "dummy")
 }
 
+//lane:vm
 func TestWithoutRunsWhereTheFeatureIsNot(t *testing.T) {
 	if !Isolate(t) {
 		return
@@ -80,5 +84,12 @@ func TestWithoutRunsWhereTheFeatureIsNot(t *testing.T) {
 	lb := &Host{Name: "lb"}
 	if _, err := lb.Try(t.Context(), "ip", "link", "add", "d0", "type", "dummy"); err == nil {
 		t.Error("the kernel made a dummy device")
+	}
+}
+
+//lane:vm
+func TestBinaryIsOneOfThisRepository(t *testing.T) {
+	if _, err := os.Stat(Binary(t, "vipd/hack/rows")); err != nil {
+		t.Error(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 )
 
+//lane:vm
 func TestIsolatedProcessSeesOnlyItsOwn(t *testing.T) {
 	if !Isolate(t) {
 		return
@@ -47,6 +48,7 @@ func TestIsolateReportsSubtests(t *testing.T) {
 	})
 }
 
+//lane:vm
 func TestLabForwardsBothFamilies(t *testing.T) {
 	if !Isolate(t) {
 		return
