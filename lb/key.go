@@ -69,7 +69,8 @@ type Key struct {
 	Protocol Protocol
 }
 
-// ParseKey reads the text form of a Key. A missing protocol means tcp.
+// ParseKey reads the text form of a Key. A missing protocol means tcp. Zones,
+// IPv4-mapped IPv6 addresses and port 0 are refused: no service has such a Key.
 func ParseKey(s string) (Key, error) {
 	addr, proto, found := strings.Cut(s, "/")
 	k := Key{Protocol: TCP}
@@ -81,7 +82,7 @@ func ParseKey(s string) (Key, error) {
 		k.Protocol = p
 	}
 	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
+	if err != nil || ap.Port() == 0 || ap.Addr().Zone() != "" || ap.Addr().Is4In6() {
 		return Key{}, fmt.Errorf("%q is not VIP:PORT or VIP:PORT/PROTOCOL", s)
 	}
 	k.Addr, k.Port = ap.Addr(), ap.Port()

@@ -88,6 +88,10 @@ func (s Snapshot) Diff(old Snapshot) iter.Seq2[*Service, *Service] {
 			switch {
 			case before == nil && after == nil:
 				return
+			case before == after:
+				a.next()
+				b.next()
+				continue
 			case after == nil || before != nil && before.Key.Compare(after.Key) < 0:
 				a.next()
 				after = nil

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -78,13 +79,7 @@ func (s *Spec) Equal(o *Spec) bool {
 // was, so that a store that shuffles its answers causes no change.
 func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
 	slices.SortFunc(s.Backends, func(a, b BackendSpec) int {
-		if c := a.Addr.Compare(b.Addr); c != 0 {
-			return c
-		}
-		if a.Weight != b.Weight {
-			return int(b.Weight) - int(a.Weight)
-		}
-		return compareState(a.State, b.State)
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(b.Weight, a.Weight), compareState(a.State, b.State))
 	})
 	s.Backends = slices.CompactFunc(s.Backends, func(a, b BackendSpec) bool {
 		if a.Addr != b.Addr {
@@ -98,10 +93,21 @@ func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
 	return duplicates
 }
 
-// compareState puts the most available state first.
+// compareState puts the most available state first, and what is no state last.
 func compareState(a, b AdminState) int {
-	order := []AdminState{Active, Draining, Disabled}
-	return slices.Index(order, a) - slices.Index(order, b)
+	return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a, b))
+}
+
+func (s AdminState) rank() int {
+	switch s {
+	case Active:
+		return 0
+	case Draining:
+		return 1
+	case Disabled:
+		return 2
+	}
+	return 3
 }
 
 // SortSpecs sorts specs by Key, in place.
