@@ -78,6 +78,8 @@ func dump(t testing.TB, k kernel) string {
 	return b.String()
 }
 
+var quietLog = slog.New(slog.DiscardHandler)
+
 // harness is this mode on two kernels.
 type harness struct {
 	kernels map[netfilter.Family]*testKernel
@@ -103,7 +105,7 @@ func (h *harness) proxier() *Proxier {
 	for f, k := range h.kernels {
 		kernels[f] = k
 	}
-	return newProxier(Options{Log: slog.New(slog.DiscardHandler), Evict: h.evictor}, kernels, nil)
+	return newProxier(Options{Log: quietLog, Evict: h.evictor}, kernels, nil)
 }
 
 // tracer follows packets through the rules of one family as they are now.
