@@ -10,9 +10,9 @@ import (
 	"vipd/proxier"
 )
 
-// deviceAttempts is how often a device that others change at the same time is
-// looked at again.
-const deviceAttempts = 3
+// deviceAttempts is how many steps are made on a device that others change at
+// the same time. Without them it takes three: make, enable, look.
+const deviceAttempts = 9
 
 // readLinks reads devices and addresses, unless they are known. Watch keeps what
 // is known up to date.

@@ -121,16 +121,48 @@ func TestB7_FamiliesFailApart(t *testing.T) {
 	}
 }
 
-func TestF85_IPv6DisabledOnTheDevice(t *testing.T) {
+func TestF85_IPv6Disabled(t *testing.T) {
+	for name, c := range map[string]struct{ key, value, reason string }{
+		"by default":    {"net/ipv6/conf/default/disable_ipv6", "1", "net.ipv6.conf.default.disable_ipv6 is 1"},
+		"on the device": {"net/ipv6/conf/vipd0/disable_ipv6", "1", "net.ipv6.conf.vipd0.disable_ipv6 is 1"},
+		"in the kernel": {"net/ipv6/conf/default/disable_ipv6", "", "without IPv6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newFakeWorld()
+			w.fake.sys.values[c.key] = c.value
+			if c.value == "" {
+				delete(w.fake.sys.values, c.key)
+			}
+			failed := onePass(t, w.door(t), pair(), prune)
+			if err := failed[svc("[2001:db8::10]:53/udp", always).Key]; len(failed) != 1 || err == nil || !strings.Contains(err.Error(), c.reason) {
+				t.Errorf("failed: %v", failed)
+			}
+			w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true")
+		})
+	}
+}
+
+// When putting up fails for one family as a whole, its services are named.
+func TestB7_PutUpFailsForOneFamily(t *testing.T) {
 	w := newFakeWorld()
-	w.fake.links.noIPv6 = true
 	d := w.door(t)
 	fatal(t, d.Shut(t.Context(), pair(), prune))
+	calls := 0
+	w.fake.links.fail = func(op string) error {
+		if op == "add" {
+			if calls++; calls == 2 { // IPv6 is the second
+				return errors.New("no buffer space")
+			}
+		}
+		return nil
+	}
 	err := d.Open(t.Context(), pair(), prune)
-	if err == nil || !strings.Contains(err.Error(), "IPv6 is disabled") {
+	if failed, partial := proxier.FailedServices(err); !partial || len(failed) != 1 || failed[svc("[2001:db8::10]:53/udp", always).Key] == nil {
 		t.Errorf("Open = %v", err)
 	}
 	w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true")
+	clean(t, d, pair(), prune)
+	w.quiet(t, d, pair())
 }
 
 // A failed listing, of whatever, removes nothing and opens nothing.

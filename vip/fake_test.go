@@ -19,7 +19,6 @@ import (
 // refuses, and IPv6 addresses go when a device goes down.
 type fakeLinks struct {
 	noDummy bool
-	noIPv6  bool
 	fail    func(op string) error // before op ("read", "create", "add"...)
 
 	mu      sync.Mutex
@@ -115,9 +114,6 @@ func (f *fakeLinks) Add(ctx context.Context, index int, addrs []netip.Addr) (map
 		if a.IsUnspecified() || a.IsMulticast() {
 			refused[a] = syscall.EINVAL
 			continue
-		}
-		if a.Is6() && f.noIPv6 {
-			return refused, errors.New("IPv6 is disabled on the device")
 		}
 		if i := f.find(index, netip.PrefixFrom(a, a.BitLen())); i >= 0 {
 			f.addrs[i].Deprecated = a.Is6() // replaced in place; IPv4: EEXIST, scope as it was
@@ -398,7 +394,8 @@ type fakeSysctls struct {
 
 func newFakeSysctls() *fakeSysctls {
 	return &fakeSysctls{values: map[string]string{
-		"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
+		"net/ipv6/conf/default/disable_ipv6": "0",
+		"net/ipv4/ip_forward":                "1", "net/ipv6/conf/all/forwarding": "1",
 		"net/ipv4/conf/all/arp_ignore": "0", "net/ipv4/conf/all/arp_announce": "0",
 		"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/all/route_localnet": "0",
 		"net/ipv4/conf/eth0/rp_filter": "0", "net/ipv4/conf/eth1/rp_filter": "0", "net/ipv4/conf/eth1/route_localnet": "0",
@@ -424,10 +421,10 @@ func (f *fakeSysctls) Set(key, value string) error {
 	return nil
 }
 
-func (f *fakeSysctls) Devices(string) ([]string, error) {
+func (f *fakeSysctls) Devices(family string) ([]string, error) {
 	devices := map[string]bool{}
 	for key := range f.values {
-		if parts := strings.Split(key, "/"); len(parts) == 5 && parts[3] != "all" {
+		if parts := strings.Split(key, "/"); len(parts) == 5 && parts[1] == family && parts[3] != "all" && parts[3] != "default" {
 			devices[parts[3]] = true
 		}
 	}

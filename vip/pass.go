@@ -81,6 +81,9 @@ func (p *pass) prepare(ctx context.Context, f *family) error {
 	if _, err := p.tables(f); err != nil {
 		return err
 	}
+	if err := p.checkIPv6(f); err != nil {
+		return err
+	}
 	if err := p.arp(ctx, f); err != nil {
 		return err
 	}
@@ -117,7 +120,12 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 	for _, f := range p.s.families {
 		if err := p.putUp(ctx, f, failed); err != nil {
 			f.forget()
-			errs = append(errs, fmt.Errorf("%s: %w", f.Family, err))
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			for a := range f.addrs.missing { // of this family only
+				failed[a] = err
+			}
 			continue
 		}
 		if !p.how.Prune || f.err != nil {

@@ -2,6 +2,7 @@ package vip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -92,6 +93,29 @@ func (p *pass) arp(ctx context.Context, f *family) error {
 		if p.plan == nil {
 			p.d.log.Info("sysctl changed", "key", s.key, "from", have, "to", s.want)
 		}
+	}
+	return nil
+}
+
+// checkIPv6 says why the device takes no IPv6 addresses, if it does not. A device
+// that is yet to be made has the settings of "default".
+func (p *pass) checkIPv6(f *family) error {
+	if f.Family != netfilter.IPv6 {
+		return nil
+	}
+	key := "net/ipv6/conf/" + p.d.device + "/disable_ipv6"
+	disabled, err := p.d.kernel.sysctls.Get(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		key = "net/ipv6/conf/default/disable_ipv6"
+		disabled, err = p.d.kernel.sysctls.Get(key)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("the kernel runs without IPv6; boot it with IPv6, or take the IPv6 VIPs out")
+	case err != nil:
+		return err
+	case disabled != "0":
+		return fmt.Errorf("IPv6 is disabled on the device %s (%s is %s); set it to 0, or take the IPv6 VIPs out", p.d.device, dotted(key), disabled)
 	}
 	return nil
 }
