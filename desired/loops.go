@@ -11,8 +11,8 @@ import (
 // themselves, or through another service. What is in place stays: of a VIP that
 // comes and a service in place with a backend there, the VIP loses, whatever else
 // changes with it or at a restart. Of those that come together the service with
-// the backend loses.
-func (m *Memo) refuseLoops(keys []lb.Key, choices map[lb.Key]choice) {
+// the backend loses, to the next source that claims its VIP:port if there is one.
+func (m *Memo) refuseLoops(f Facts, keys []lb.Key, choices map[lb.Key]choice) {
 	coming := map[netip.Addr]bool{} // VIPs that no service has yet
 	for _, k := range keys {
 		if choices[k].spec != nil && m.vips[k.Addr] == 0 {
@@ -29,12 +29,24 @@ func (m *Memo) refuseLoops(keys []lb.Key, choices map[lb.Key]choice) {
 	}
 	isVIP := func(a netip.Addr) bool { return coming[a] || m.vips[a] > 0 }
 	for _, k := range keys {
-		if choices[k].spec == nil {
-			continue
+		m.refuseLoop(f, k, choices, isVIP)
+	}
+}
+
+// refuseLoop refuses the claims to k, one after the other, that have a VIP as a
+// backend.
+func (m *Memo) refuseLoop(f Facts, k lb.Key, choices map[lb.Key]choice, isVIP func(netip.Addr) bool) {
+	var refused []Problem
+	for c := choices[k]; c.spec != nil; c = choices[k] {
+		b := loop(c.spec, isVIP)
+		if !b.IsValid() {
+			return
 		}
-		if b := loop(choices[k].spec, isVIP); b.IsValid() {
-			m.refuse(k, choices, fmt.Sprintf("backend %s is a VIP of this host: the service would balance to itself; give the address of a real server", b))
-		}
+		refused = append(refused, Problem{c.owner, c.spec.Name, fmt.Sprintf(
+			"backend %s is a VIP of this host: the service would balance to itself; give the address of a real server", b)})
+		next, problems := choose(f, k, m.entries[k].ownerName(), refused)
+		choices[k] = next
+		m.setProblems(k, append(problems, refused...))
 	}
 }
 

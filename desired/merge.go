@@ -21,18 +21,18 @@ type choice struct {
 func (m *Memo) merge(f Facts, keys []lb.Key) map[lb.Key]choice {
 	choices := make(map[lb.Key]choice, len(keys))
 	for _, k := range keys {
-		c, problems := choose(f, k, m.entries[k].ownerName())
+		c, problems := choose(f, k, m.entries[k].ownerName(), nil)
 		choices[k] = c
 		m.setProblems(k, problems)
 	}
-	m.refuseLoops(keys, choices)
+	m.refuseLoops(f, keys, choices)
 	return choices
 }
 
 // choose finds the owner of one Key. The remembered owner wins, then the order
 // of the sources. An entry that is only held loses to a live one when its time
-// has come.
-func choose(f Facts, k lb.Key, remembered string) (choice, []Problem) {
+// has come. out names the sources that are out of it already.
+func choose(f Facts, k lb.Key, remembered string, out []Problem) (choice, []Problem) {
 	var best choice
 	var problems []Problem
 	lost := func(c, winner choice) {
@@ -41,7 +41,7 @@ func choose(f Facts, k lb.Key, remembered string) (choice, []Problem) {
 	}
 	for _, s := range f.Sources {
 		spec := s.get(k)
-		if spec == nil {
+		if spec == nil || slices.ContainsFunc(out, func(p Problem) bool { return p.Source == s.Name }) {
 			continue
 		}
 		c := choice{owner: s.Name, spec: spec, mode: spec.Mode}

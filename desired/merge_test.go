@@ -242,6 +242,22 @@ func TestB71_RefusedServiceComesWhenTheVIPInItsWayIsGone(t *testing.T) {
 	}
 }
 
+func TestF15_RefusedOwnerLeavesTheVIPToTheNextClaim(t *testing.T) {
+	w := newWorld(t, "static", "etcd").states("etcd", svc("1:80 a*1")).states("static", svc("1:80 b*1"))
+	w.now()
+	w.states("static", svc("1:80 b*1"), svc("2:80 c*1")).now()
+	w.states("etcd", svc("1:80 a*1"))
+	w.wants("the owner serves", w.now().Place[ipt], "1:80 b*1", "2:80 c*1")
+	w.states("static", svc("1:80 b*1 192.0.2.2*1"), svc("2:80 c*1"))
+	w.wants("its claim is bad, the next one stands", w.now().Place[ipt], "1:80 a*1 b*drain", "2:80 c*1")
+	w.wantsProblem("bad", "static: backend 192.0.2.2")
+	w.states("etcd", svc("1:80 192.0.2.1*1")).now()
+	if got := w.problems(); len(got) != 2 {
+		t.Errorf("two bad claims: problems %q", got)
+	}
+	w.wants("nobody is left", w.rest().Place[ipt], "2:80 c*1")
+}
+
 func TestPanicLeavesTheMemoAsItWas(t *testing.T) {
 	w := newWorld(t, "etcd", "consul").states("etcd", svc("1:80 a*1"))
 	w.now()
