@@ -5,10 +5,8 @@ package e2e
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"vipd/internal/kerneltest"
-	"vipd/internal/loss"
 )
 
 // TestB25 asks which client address a backend sees. b2 is a client on the subnet
@@ -94,46 +92,6 @@ func TestB27_TheHostIsAClientOfItsOwnVIPWithASourceThatCanBeAnswered(t *testing.
 					t.Errorf("masquerade %s: %s/%s sees the host as %s, want %s", masquerade, target, network, a.Client.Addr(), want)
 				}
 			}
-		}
-	}
-}
-
-// TestB30 adds and removes a VIP under the hand of a client that asks all the time
-// while a daemon of the host listens on 0.0.0.0: neither may it answer, nor may the
-// backend ever see the client itself.
-func TestB30_RulesAndMasqueradeStandBeforeTheVIPCanBeReached(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
-	backend := w.serveAll(8080)[0]
-	w.listen(w.LB, "host", wildcards(80), wildcards(80))
-	keeper := service{name: "keeper", vips: []string{"192.0.2.99"}, port: 80, backends: w.at(8080, 1)[:1]}
-	tcp := service{name: "web", port: 80, backends: w.at(8080, 1)}
-	udp := service{name: "dns", port: 80, protocol: "udp", backends: w.at(8080, 1)}
-	w.run(keeper)
-	l := loss.Start(t.Context(), loss.Options{In: w.Client.Do, Deadline: 400 * time.Millisecond})
-	for i, target := range targets(80) {
-		l.Connect(loss.Connections{Target: target, Rate: 250})
-		l.Send(loss.Flows{Target: target, Count: 10, Every: 20 * time.Millisecond, Port: uint16(7000 + 10*i)})
-	}
-	for range soak(8, 80) {
-		w.change(keeper, tcp, udp)
-		w.change(keeper)
-		for _, v := range vips {
-			w.eventually("the VIP is gone", func() bool { return !w.hasAddress(v) })
-		}
-	}
-	r := l.Stop()
-	t.Logf("without a VIP there is no answer, so much is lost:\n%s", r)
-	for _, tally := range []loss.Tally{r.Connections, r.Datagrams} {
-		if tally.Backends["host"] > 0 || tally.Backends["b1"] == 0 {
-			t.Errorf("answered by %v", tally.Backends)
-		}
-	}
-	for addr, n := range backend.Clients() {
-		if addr.String() != "10.2.0.1" && addr.String() != "fd00:2::1" {
-			t.Errorf("the backend saw %d requests from %s, which is not the load balancer", n, addr)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -72,7 +73,7 @@ func ping(from *kerneltest.Host, to netip.Addr) error {
 	}
 	buf := make([]byte, 1500)
 	for {
-		n, err := c.Read(buf)
+		n, _, err := c.(net.PacketConn).ReadFrom(buf) // without the IPv4 header, unlike Read
 		if err != nil {
 			return err
 		}
@@ -117,25 +118,54 @@ func (w *world) generation() uint32 {
 	return 0
 }
 
-// kernelState returns all that vipd can have put into the kernel, as text.
+// device finds what the kernel chooses about a device: its number and its address.
+var device = regexp.MustCompile(`^\d+: |link/ether \S+`)
+
+// kernelState returns all that vipd can have put into the kernel, a sorted line
+// each, in a form that depends on nothing else.
 func (w *world) kernelState() string {
 	w.t.Helper()
-	var b strings.Builder
+	var state []string
 	for _, tool := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
+		table, rules := "", map[string]int{}
 		for line := range strings.Lines(w.LB.Run(w.t, tool)) {
-			if strings.Contains(line, "VIPD-") {
-				fmt.Fprintf(&b, "%s %s", tool, strings.SplitN(line, " [", 2)[0])
-				b.WriteString("\n")
+			fields := strings.Fields(line)
+			switch {
+			case strings.HasPrefix(line, "*"):
+				table = fields[0]
+			case strings.HasPrefix(line, ":VIPD-"):
+				state = append(state, fmt.Sprintf("%s %s %s", tool, table, fields[0]))
+			case strings.HasPrefix(line, "-A ") && strings.Contains(line, "VIPD-"):
+				// The order counts within a chain; that of the chains does not.
+				chain := fields[1]
+				rules[chain]++
+				state = append(state, fmt.Sprintf("%s %s %s %03d %s", tool, table, chain, rules[chain], strings.Join(fields[2:], " ")))
 			}
 		}
 	}
 	for _, argv := range [][]string{{"ipset", "save"}, {"ip", "-o", "address", "show"}, {"ip", "-o", "link", "show"}} {
-		lines := strings.Split(w.LB.Run(w.t, argv[0], argv[1:]...), "\n")
-		slices.Sort(lines)
-		for _, line := range lines {
+		for line := range strings.Lines(w.LB.Run(w.t, argv[0], argv[1:]...)) {
 			if strings.Contains(line, "vipd") {
-				fmt.Fprintln(&b, line)
+				state = append(state, argv[0]+" "+device.ReplaceAllString(strings.TrimSpace(line), ""))
 			}
+		}
+	}
+	slices.Sort(state)
+	return strings.Join(state, "\n")
+}
+
+// differ returns the lines that went and came between two such states.
+func differ(before, after string) string {
+	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
+	var b strings.Builder
+	for _, line := range was {
+		if !slices.Contains(is, line) {
+			fmt.Fprintf(&b, "- %s\n", line)
+		}
+	}
+	for _, line := range is {
+		if !slices.Contains(was, line) {
+			fmt.Fprintf(&b, "+ %s\n", line)
 		}
 	}
 	return b.String()

@@ -155,7 +155,7 @@ func TestB49_TwoUDPServicesOnOneVIPDoNotDisturbEachOther(t *testing.T) {
 	w.run(other, w.dns(8080, 1))
 	l := w.load(w.Client)
 	for _, target := range targets(54) {
-		l.Send(loss.Flows{Target: target, Count: 10, Every: 10 * time.Millisecond})
+		l.Send(loss.Flows{Target: target, Count: 10, Every: 20 * time.Millisecond})
 	}
 	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 100 })
 	before := w.entryIDs("udp", "dport=54")

@@ -26,8 +26,8 @@ func newAccount(start time.Time, r *rules, over func() error) *account {
 // gets its class. An answer by a backend that was forbidden by then is Wrong.
 func (a *account) settle(began time.Time, backend string, err error) {
 	took := time.Since(began)
-	if since, forbidden := a.rules.forbids(backend, began); err == nil && forbidden {
-		err = &Fault{Wrong, fmt.Errorf("answered by %s, forbidden %s before", backend, since.Round(time.Millisecond))}
+	if err == nil && a.rules.forbids(backend, began) {
+		err = &Fault{Wrong, fmt.Errorf("answered by %s, which was forbidden", backend)}
 	}
 	if over := a.over(); over != nil && ClassOf(err) == Timeout {
 		err = &Fault{Failed, fmt.Errorf("ended while in flight: %w", over)}
@@ -46,8 +46,16 @@ func (a *account) settle(began time.Time, backend string, err error) {
 }
 
 func (a *account) example(err error) {
+	now := time.Since(a.start)
+	for i := range a.tally.Examples {
+		if e := &a.tally.Examples[i]; e.Reason == err.Error() {
+			e.Count++
+			e.Last = now
+			return
+		}
+	}
 	if len(a.tally.Examples) < maxExamples {
-		a.tally.Examples = append(a.tally.Examples, Example{time.Since(a.start), ClassOf(err), err.Error()})
+		a.tally.Examples = append(a.tally.Examples, Example{Class: ClassOf(err), Reason: err.Error(), Count: 1, First: now, Last: now})
 	}
 }
 
@@ -92,10 +100,10 @@ func (r *rules) set(backend string, forbidden bool) {
 }
 
 // forbids tells whether something that began then must not have come to the
-// backend, and for how long it had been forbidden.
-func (r *rules) forbids(backend string, began time.Time) (time.Duration, bool) {
+// backend.
+func (r *rules) forbids(backend string, began time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	since, found := r.forbidden[backend]
-	return began.Sub(since), found && began.After(since)
+	return found && began.After(since)
 }

@@ -354,7 +354,7 @@ func TestReportReadsWellAndTravels(t *testing.T) {
 	r := Report{
 		Elapsed: 2 * time.Second,
 		Connections: Tally{Total: 3, Classes: map[Class]int{OK: 2, Refused: 1}, Backends: map[string]int{"b2": 1, "b1": 1}, Longest: time.Millisecond,
-			Examples: []Example{{time.Second, Refused, "refused: connect to 192.0.2.10:80"}}},
+			Examples: []Example{{Refused, "refused: connect to 192.0.2.10:80", 1, time.Second, time.Second}}},
 		Datagrams: Tally{Total: 1, Classes: map[Class]int{Timeout: 1}},
 	}
 	want := `connections                   2 ok, 1 refused (longest 1ms)
@@ -362,7 +362,7 @@ func TestReportReadsWellAndTravels(t *testing.T) {
 datagrams                     0 ok, 1 timeout (longest 0s)
   by backend                  none answered
 lost                          2 of 4 in 2s
-  after 1s                    connections: refused: connect to 192.0.2.10:80
+  1 connections  refused: connect to 192.0.2.10:80, from 1s to 1s
 `
 	fold := func(s string) string { return strings.Join(strings.Fields(s), " ") }
 	if fold(r.String()) != fold(want) {

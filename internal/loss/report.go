@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// maxExamples bounds the faults that a Tally describes one by one.
+// maxExamples bounds the kinds of fault that a Tally describes.
 const maxExamples = 12
 
 // Report is the account of a Load. Its JSON form has these names; times are in
@@ -32,11 +32,13 @@ type Tally struct {
 	Examples []Example      `json:"examples,omitempty"`
 }
 
-// Example is one of the first faults.
+// Example is one kind of fault.
 type Example struct {
-	After  time.Duration `json:"after_ns"` // since the start of the Load
 	Class  Class         `json:"class"`
 	Reason string        `json:"reason"`
+	Count  int           `json:"count"`
+	First  time.Duration `json:"first_ns"` // since the start of the Load
+	Last   time.Duration `json:"last_ns"`
 }
 
 // Lost returns how many connections and datagrams did not go as they should.
@@ -71,7 +73,7 @@ func (r Report) Write(to io.Writer) error {
 	fmt.Fprintf(w, "lost\t%d of %d in %s\n", r.Lost(), r.Total(), r.Elapsed.Round(10*time.Millisecond))
 	for _, k := range kinds {
 		for _, e := range k.tally.Examples {
-			fmt.Fprintf(w, "  after %s\t%s: %s\n", e.After.Round(time.Millisecond), k.name, e.Reason)
+			fmt.Fprintf(w, "  %d %s\t%s, from %s to %s\n", e.Count, k.name, e.Reason, e.First.Round(time.Millisecond), e.Last.Round(time.Millisecond))
 		}
 	}
 	return w.Flush()
