@@ -2,7 +2,6 @@ package loss
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/netip"
 	"strconv"
 	"sync"
@@ -94,9 +93,11 @@ type Connections struct {
 func (l *Load) Connect(c Connections) {
 	l.group.Go(func() {
 		var group sync.WaitGroup
+		var from ports
+		from.jump()
 		err := l.options.In.run(func() error {
-			l.schedule(c.Rate, c.Count, l.connections, func(began time.Time, next func() uint16) {
-				s, err := openInRange(unix.SOCK_STREAM, c.Target, next)
+			l.schedule(c.Rate, c.Count, l.connections, func(began time.Time) {
+				s, err := from.open(unix.SOCK_STREAM, c.Target)
 				if err != nil {
 					l.connections.settle(began, "", err)
 					return
@@ -112,21 +113,9 @@ func (l *Load) Connect(c Connections) {
 	})
 }
 
-// The source ports that a stream of connections goes through, in a circle from a
-// random one on: at 500 a second each comes back after 80 s, when the connection
-// tracking of the load balancer has long forgotten it.
-const firstPort, lastPort = 20000, 60000
-
 // schedule calls begin at a steady rate, on the goroutine (and so in the
 // namespace) of the caller. When it comes late it catches up.
-func (l *Load) schedule(rate, count int, a *account, begin func(began time.Time, next func() uint16)) {
-	port := uint16(firstPort + rand.N(lastPort-firstPort)) //nolint:gosec // below 65536
-	next := func() uint16 {
-		if port++; port >= lastPort {
-			port = firstPort
-		}
-		return port
-	}
+func (l *Load) schedule(rate, count int, a *account, begin func(time.Time)) {
 	start := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -144,7 +133,7 @@ func (l *Load) schedule(rate, count int, a *account, begin func(began time.Time,
 		}
 		now := time.Now()
 		a.behind(now.Sub(due))
-		begin(now, next)
+		begin(now)
 	}
 }
 

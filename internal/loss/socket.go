@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strconv"
@@ -55,12 +56,16 @@ func prepare(fd, family, kind int, port uint16) error {
 			return fmt.Errorf("set SO_LINGER: %w", err)
 		}
 	}
-	if port == 0 {
-		return nil
-	}
 	unspecified := netip.IPv4Unspecified()
 	if family == unix.AF_INET6 {
 		unspecified = netip.IPv6Unspecified()
+		// The ports of IPv4 are others.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return fmt.Errorf("set IPV6_V6ONLY: %w", err)
+		}
+	}
+	if port == 0 {
+		return nil
 	}
 	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(unspecified, port))); err != nil {
 		return fmt.Errorf("bind source port %d: %w", port, err)
@@ -75,13 +80,28 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 }
 
-// openInRange is open with the next free source port of a range.
-func openInRange(kind int, target netip.AddrPort, next func() uint16) (*socket, error) {
+// The source ports that a stream of connections goes through, in a circle from a
+// random one on: at 500 a second each comes back after 80 s, when the connection
+// tracking of the load balancer has long forgotten it.
+const firstPort, lastPort = 20000, 60000
+
+// ports is a place in that circle.
+type ports struct{ next int }
+
+// jump goes to any other place: away from ports that another stream is using.
+func (p *ports) jump() { p.next = firstPort + rand.N(lastPort-firstPort) }
+
+// open is open with the next free source port.
+func (p *ports) open(kind int, target netip.AddrPort) (*socket, error) {
 	for try := 1; ; try++ {
-		s, err := open(kind, target, next())
+		if p.next++; p.next >= lastPort {
+			p.next = firstPort
+		}
+		s, err := open(kind, target, uint16(p.next)) //nolint:gosec // below lastPort
 		if !errors.Is(err, unix.EADDRINUSE) || try == 64 {
 			return s, err
 		}
+		p.jump()
 	}
 }
 
