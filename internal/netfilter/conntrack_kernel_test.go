@@ -15,6 +15,8 @@ import (
 
 // Only the entries of the service and backend that are named go: not those of
 // another port of the backend, of another backend, of another service.
+//
+//lane:vm
 func TestEvictTakesExactlyTheFlowsThatAreNamed(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *flowLab) {
 		targets := []netip.AddrPort{l.at(0, 8080), l.at(0, 8081), l.at(1, 8080)}

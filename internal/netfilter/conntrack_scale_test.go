@@ -5,7 +5,10 @@ package netfilter
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +25,11 @@ func TestB51_EvictFromALargeTable(t *testing.T) {
 		return
 	}
 	const size, doomed = 100_000, 7
+	limit, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	check(t, err)
+	if n, err := strconv.Atoi(strings.TrimSpace(string(limit))); err != nil || n < size+doomed {
+		t.Fatalf("nf_conntrack_max is %s, the test needs %d: raise it on the host, where alone it can be set (%v)", limit, size+doomed, err)
+	}
 	service := lb.Key{Addr: vip4, Port: 53, Protocol: lb.UDP}
 	stays, goes := netip.MustParseAddrPort("10.2.0.11:8080"), netip.MustParseAddrPort("10.2.0.11:8081")
 	c, err := OpenConntrack(nil) // UDP says nothing

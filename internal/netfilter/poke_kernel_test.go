@@ -40,6 +40,8 @@ func ofPokeLine(line string, _ netip.Addr) bool {
 
 // Both ends of an idle connection are reset once its entry is evicted: masqueraded
 // or not, from a remote client, from the load balancer itself, to a backend on it.
+//
+//lane:vm
 func TestDrainedConnectionIsResetAtBothEnds(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *flowLab) {
 		for _, from := range []*kerneltest.Host{l.Client, l.LB} {
@@ -152,6 +154,8 @@ func TestDrainWithoutRawSockets(t *testing.T) {
 
 // Also where nobody answered the poke: the entry that carried it, which is then as
 // it was made, gives way to a SYN.
+//
+//lane:vm
 func TestEntryOfAPokeGivesWayToANewConnection(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *flowLab) {
 		server := l.tcpServer(l.Backends[0], l.at(0, 8080))
