@@ -135,7 +135,7 @@ func (l *flowLab) serve(masq bool, pairs ...string) {
 	l.rules("nat", lines)
 }
 
-// to returns backend i at a port, as text and as value.
+// at returns backend i at a port.
 func (l *flowLab) at(i int, port uint16) netip.AddrPort { return netip.AddrPortFrom(l.b[i], port) }
 
 func (l *flowLab) key(port uint16, p lb.Protocol) lb.Key {

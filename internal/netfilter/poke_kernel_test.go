@@ -15,8 +15,6 @@ import (
 	"vipd/lb"
 )
 
-var dialer net.Dialer
-
 // own returns the address of a host in the family of the lab.
 func (l *flowLab) own(h *kerneltest.Host) netip.Addr {
 	if FamilyOf(l.vip) == IPv6 {
@@ -25,9 +23,8 @@ func (l *flowLab) own(h *kerneltest.Host) netip.Addr {
 	return h.Addr4
 }
 
-// ofPokeLine tells an entry that carried a poke: without NAT, to or from the VIP
-// or a backend.
-func ofPokeLine(line string, _ netip.Addr) bool {
+// ofPokeLine tells an entry that carried a poke: a TCP entry without NAT.
+func ofPokeLine(line string) bool {
 	word := map[string][]string{}
 	for _, w := range strings.Fields(line) {
 		name, value, _ := strings.Cut(w, "=")
@@ -53,15 +50,16 @@ func TestDrainedConnectionIsResetAtBothEnds(t *testing.T) {
 						target := netip.AddrPortFrom(l.own(to), 8080)
 						server := l.tcpServer(to, target)
 						l.serve(masq, "80/tcp", target.String())
-						client, backend := l.connect(from, 0, 80, server)
-						_, other := l.connect(from, 0, 80, server) // in the same state, to be kept
-						_ = other
+						client1, backend1 := l.connect(from, 0, 80, server)
+						client2, backend2 := l.connect(from, 0, 80, server)
 						done := l.evict(2, Eviction{l.key(80, lb.TCP), target})
 						if done.Poked != 2 {
 							t.Errorf("%d of 2 connections poked", done.Poked)
 						}
-						isReset(t, "client", client)
-						isReset(t, "backend", backend)
+						isReset(t, "client 1", client1)
+						isReset(t, "backend 1", backend1)
+						isReset(t, "client 2", client2)
+						isReset(t, "backend 2", backend2)
 					})
 				}
 			}
