@@ -63,7 +63,7 @@ func named(scripts []string) (names []string) {
 func TestB55_OneChangedServiceTouchesOnlyItsOwn(t *testing.T) {
 	h := newFakeHarness()
 	k := h.kernels[netfilter.IPv4]
-	p, all := load(t, h, 600)
+	p, all := load(t, h, 300)
 	key := svc("10.96.1.7:80").Key
 	for _, tc := range []struct {
 		name  string

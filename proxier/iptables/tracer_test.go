@@ -109,7 +109,7 @@ func (t *tracer) parse(chain string) []parsedRule {
 		return rules
 	}
 	lines, found := t.chains[chain]
-	if !found {
+	if !found && kindOf(chain) != foreign {
 		panic("no chain " + chain)
 	}
 	rules := make([]parsedRule, 0, len(lines))

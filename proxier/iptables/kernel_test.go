@@ -1,0 +1,193 @@
+//go:build kernel
+
+package iptables
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"vipd/internal/kerneltest"
+	"vipd/internal/netfilter"
+	"vipd/lb"
+	"vipd/proxier"
+	"vipd/proxier/proxiertest"
+)
+
+// realHarness is this mode on the running kernel, in the namespace of the test,
+// with the sets that package vip would have made.
+func realHarness(t *testing.T) *harness {
+	t.Helper()
+	for _, f := range netfilter.Families {
+		inet := map[netfilter.Family]string{netfilter.IPv4: "inet", netfilter.IPv6: "inet6"}[f]
+		for set, kind := range map[string]string{netfilter.SetVIP: "hash:ip", netfilter.SetMasq: "hash:ip,port", netfilter.SetAuto: "hash:ip,port,net"} {
+			tool(t, "ipset", "-exist", "create", netfilter.SetName(set, f), kind, "family", inet)
+		}
+	}
+	return newHarness(func(f netfilter.Family) kernel {
+		tool, err := netfilter.NewTool(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Cleanup(t.Context(), tool, "nat"); err != nil {
+			t.Fatal(err)
+		}
+		return tool
+	})
+}
+
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestContractOnTheKernel(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	proxiertest.Run(t, func(t *testing.T) proxiertest.Harness { return realHarness(t) })
+}
+
+// TestB54_B58_B60_B61_B64_F147_RandomWalkOnTheKernelEndsEqual is the walk of the
+// fake on the real kernel, among the rules of others.
+func TestB54_B58_B60_B61_B64_F147_RandomWalkOnTheKernelEndsEqual(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	for _, iptables := range []string{"iptables-nft", "ip6tables-nft"} {
+		for _, rule := range []string{"-N DOCKER", "-A DOCKER -p tcp --dport 8080 -j RETURN", "-A PREROUTING -j DOCKER", "-A OUTPUT -j DOCKER", "-A POSTROUTING -p tcp -j RETURN"} {
+			tool(t, iptables, append([]string{"-t", "nat"}, strings.Fields(rule)...)...)
+		}
+	}
+	foreign := func() string {
+		var lines []string
+		for _, save := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
+			for line := range strings.Lines(tool(t, save, "-t", "nat")) {
+				if !strings.Contains(line, netfilter.ChainPrefix) && !strings.HasPrefix(line, "#") && !strings.Contains(line, "-p udp -j ACCEPT") {
+					lines = append(lines, line)
+				}
+			}
+		}
+		return strings.Join(lines, "")
+	}
+	before := foreign()
+	for seed := range uint64(3) {
+		walk(t, realHarness(t), 1000+seed, 20)
+	}
+	if now := foreign(); now != before {
+		t.Errorf("foreign rules were\n%s\nare\n%s", before, now)
+	}
+}
+
+func TestGoldensAreWhatIPTablesTakes(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	h := realHarness(t)
+	for name := range goldens() {
+		script, err := os.ReadFile(golden(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := netfilter.IPv4
+		if name == "ipv6" {
+			f = netfilter.IPv6
+		}
+		if err := h.kernels[f].kernel.(*netfilter.Tool).Test(t.Context(), script); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRulesAreWrittenAsTheyAreReadBack keeps plans free of differences in spelling.
+func TestRulesAreWrittenAsTheyAreReadBack(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	h := realHarness(t)
+	for name, want := range goldens() {
+		if err := h.proxier().Sync(t.Context(), want, prune); err != nil {
+			t.Fatal(err)
+		}
+		for f, k := range h.kernels {
+			blank := newFakeHarness()
+			if err := blank.proxier().Sync(t.Context(), want, prune); err != nil {
+				t.Fatal(err)
+			}
+			got, wrote := ownRules(t, k.kernel), ownRules(t, blank.kernels[f].kernel)
+			if !sameLines(got, wrote) {
+				t.Errorf("%s, %s: reads\n%s\nwrote\n%s", name, f, keysOf(got), keysOf(wrote))
+			}
+		}
+	}
+}
+
+func ownRules(t *testing.T, k kernel) map[string]int {
+	t.Helper()
+	table, err := k.Read(t.Context(), "nat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := map[string]int{}
+	for name, rules := range table.Own {
+		for _, r := range rules {
+			lines[name+" "+netfilter.WithoutSum(r)]++
+		}
+	}
+	return lines
+}
+
+// TestDeepestLayoutLoads loads the deepest layout there may be: the kernel refuses
+// what is nested 16 deep.
+func TestDeepestLayoutLoads(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	h := realHarness(t)
+	e := lb.Snapshot{}.Edit()
+	for i := range 3000 {
+		e.Put(svc(vipSets["scattered"](i), "10.0.0.1:80"))
+	}
+	for s := range e.Snapshot().All() {
+		e.Put(many(s.Key.String(), 2000, 1, 2))
+		break
+	}
+	if err := h.proxier().Sync(t.Context(), e.Snapshot(), prune); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.proxier().Sync(t.Context(), e.Snapshot(), proxier.How{Prune: true, Fresh: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestB66_CleanupRemovesWhatThisVersionDoesNotKnow(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	h := realHarness(t)
+	ipt := h.kernels[netfilter.IPv4].kernel.(*netfilter.Tool)
+	empty := dump(t, ipt)
+	old := "*nat\n:VIPD-OLD - [0:0]\n:VIPD-OLDER - [0:0]\n-A VIPD-OLD -j VIPD-OLDER\n-I OUTPUT 1 -j VIPD-OLD\nCOMMIT\n"
+	if err := ipt.Restore(t.Context(), []byte(old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.proxier().Sync(t.Context(), lb.Snapshot{}, prune); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(dump(t, ipt), "VIPD-OLD") {
+		t.Error("a chain of unknown shape was removed by a Sync")
+	}
+	for range 2 {
+		if err := Cleanup(t.Context(), ipt, "nat"); err != nil {
+			t.Fatal(err)
+		}
+		if now := dump(t, ipt); now != empty {
+			t.Errorf("cleanup left\n%s", now)
+		}
+	}
+}
