@@ -67,10 +67,11 @@ type Options struct {
 
 // kernel is all that the door touches.
 type kernel struct {
-	links   links
-	sets    netfilter.Sets
-	tables  func(netfilter.Family) (tables, error) // an error says why the family cannot be filtered
-	sysctls sysctls
+	links    links
+	sets     netfilter.Sets
+	tables   func(netfilter.Family) (tables, error) // an error says why the family cannot be filtered
+	sysctls  sysctls
+	policies policies
 }
 
 // Door puts VIPs up and down. Shut, Open and Plan are called one at a time;
@@ -86,6 +87,7 @@ type Door struct {
 	state   *state
 	seen    [2]*netfilter.Baseline
 	tools   [2]tables // found so far
+	marks   []string  // findings of the last resync: others that use our bit
 	summary atomic.Pointer[summary]
 }
 
@@ -124,10 +126,11 @@ func New(o Options) (*Door, error) {
 // running returns the kernel of the network namespace that the process is in.
 func running() *kernel {
 	return &kernel{
-		links:   kernelLinks{},
-		sets:    netfilter.KernelSets{},
-		tables:  func(f netfilter.Family) (tables, error) { return netfilter.NewTool(f) },
-		sysctls: procSysctls{root: "/proc/sys"},
+		links:    kernelLinks{},
+		sets:     netfilter.KernelSets{},
+		policies: kernelPolicies{},
+		tables:   func(f netfilter.Family) (tables, error) { return netfilter.NewTool(f) },
+		sysctls:  procSysctls{root: "/proc/sys"},
 	}
 }
 
@@ -158,7 +161,10 @@ func (d *Door) Open(ctx context.Context, want lb.Snapshot, how proxier.How) erro
 	defer d.unlock()
 	p := &pass{d: d, s: d.state, how: how}
 	failed, err := p.open(ctx, want)
-	d.summary.Store(summarize(d.state, d.device))
+	if err := p.noteMarks(ctx); err != nil {
+		d.log.Warn("it cannot be found out who else uses our mark", "error", err)
+	}
+	d.summary.Store(d.summarize())
 	return outcome(failed, err)
 }
 

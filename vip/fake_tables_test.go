@@ -231,3 +231,8 @@ func (f *fakeSysctls) Devices(family string) ([]string, error) {
 	}
 	return slices.Sorted(maps.Keys(devices)), nil
 }
+
+// fakePolicies is routing policy rules in memory.
+type fakePolicies struct{ rules []markRule }
+
+func (f *fakePolicies) Marked(context.Context) ([]markRule, error) { return f.rules, nil }

@@ -14,14 +14,16 @@ type summary struct {
 	device  link
 	used    [2]bool // whether a family has services
 	uplinks []string
+	marks   []string // as they are told
 }
 
-func summarize(s *state, device string) *summary {
-	sum := &summary{device: s.device}
+func (d *Door) summarize() *summary {
+	s := d.state
+	sum := &summary{device: s.device, marks: d.marks}
 	for i, f := range s.families {
 		sum.used[i] = f.wanted()
 	}
-	addrs, names := s.host.others(device)
+	addrs, names := s.host.others(d.device)
 	for _, a := range addrs {
 		if ip := a.Prefix.Addr(); ip.Is4() && !ip.IsLoopback() {
 			sum.uplinks = append(sum.uplinks, names[a.Link])
@@ -59,7 +61,7 @@ func (d *Door) Findings(ctx context.Context) []string {
 	if sum.used[1] {
 		found = append(found, d.forwarding("net/ipv6/conf/all/forwarding", "IPv6")...)
 	}
-	return found
+	return append(found, sum.marks...)
 }
 
 // is reports whether a setting has one of the values. What cannot be read is

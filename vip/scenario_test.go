@@ -36,6 +36,7 @@ var scenarios = map[string]func(*testing.T, *world){
 	"PlanIsWhatAPassDoes":                       planIsPass,
 	"B25_B26_SetsSayWhoIsMasqueraded":           masqueradeSets,
 	"B70_F104_ARPSettings":                      arpSettingsKept,
+	"F148_OthersThatUseTheMarkAreFound":         markCollision,
 	"F103_DeviceGoesBetweenShutAndOpen":         deviceGoesMeanwhile,
 }
 
@@ -357,5 +358,37 @@ func same(t *testing.T, got, want []string) {
 	}
 	if err := errors.Join(errs...); err != nil {
 		t.Fatalf("the host differs:\n%v", err)
+	}
+}
+
+func markCollision(t *testing.T, w *world) {
+	d := w.door(t)
+	w.sh(t, `
+		iptables -t filter -I INPUT 1 -m mark --mark 0x4000/0x4000 -j ACCEPT
+		iptables -t mangle -I PREROUTING 1 -j MARK --set-xmark 0x10/0xff
+		ip rule add fwmark 0x4000/0x4000 lookup 100`)
+	clean(t, d, pair(), fresh)
+	if found := d.Findings(t.Context()); slices.ContainsFunc(found, func(f string) bool { return strings.Contains(f, "0x2000") }) {
+		t.Errorf("other bits are no collision: %q", found)
+	}
+	w.sh(t, `
+		iptables -t filter -I INPUT 1 -m mark --mark 0x2000/0x2000 -j ACCEPT
+		iptables -t mangle -I PREROUTING 1 -j MARK --set-xmark 0x1/0xffffffff
+		iptables -t mangle -I PREROUTING 1 -j CONNMARK --restore-mark --nfmask 0xff00 --ctmask 0xff00
+		ip rule add fwmark 0x2000/0xf000 lookup 100`)
+	clean(t, d, pair(), fresh)
+	var found []string
+	for _, f := range d.Findings(t.Context()) {
+		if strings.Contains(f, "the bit 0x2000") || strings.Contains(f, "mark bit 0x2000") {
+			found = append(found, f)
+		}
+	}
+	if len(found) != 4 {
+		t.Errorf("findings: %q", found)
+	}
+	moved := w.door(t, func(o *Options) { o.Mark = 0x20000 })
+	clean(t, moved, pair(), fresh)
+	if found := strings.Join(moved.Findings(t.Context()), " "); !strings.Contains(found, "set-xmark 0x1/0xffffffff") || strings.Contains(found, "fwmark") {
+		t.Errorf("with another bit: %q", found)
 	}
 }

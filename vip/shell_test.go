@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,6 +17,8 @@ func (h *fakeHost) shell(t *testing.T, words []string) {
 	t.Helper()
 	var err error
 	switch line := strings.Join(words, " "); {
+	case strings.HasPrefix(line, "ip rule add fwmark "):
+		h.policies.rules = append(h.policies.rules, parseFwmark(words[4]))
 	case words[0] == "ip":
 		err = h.links.ip(words[1:])
 	case words[0] == "ipset":
@@ -123,4 +126,12 @@ func (f *fakeLinks) ip(words []string) error {
 		return errors.New("unknown ip command")
 	}
 	return nil
+}
+
+// parseFwmark reads "MARK/MASK" of ip-rule(8).
+func parseFwmark(s string) markRule {
+	mark, mask, _ := strings.Cut(s, "/")
+	m, _ := strconv.ParseUint(mark, 0, 32)
+	k, _ := strconv.ParseUint(mask, 0, 32)
+	return markRule{family: netfilter.IPv4, priority: 100, mark: uint32(m), mask: uint32(k)}
 }

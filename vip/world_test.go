@@ -29,16 +29,18 @@ type fakeHost struct {
 	sets   *netfilter.FakeSets
 	tables [2]*fakeTables
 	sys    *fakeSysctls
+
+	policies *fakePolicies
 }
 
 func newFakeWorld() *world {
-	h := &fakeHost{links: newFakeLinks(), sets: netfilter.NewFakeSets(), sys: newFakeSysctls()}
+	h := &fakeHost{links: newFakeLinks(), sets: netfilter.NewFakeSets(), sys: newFakeSysctls(), policies: &fakePolicies{}}
 	for i := range h.tables {
 		h.tables[i] = newFakeTables(h.sets)
 	}
 	h.sets.InUse = func(name string) bool { return h.tables[0].uses(name) || h.tables[1].uses(name) }
 	return &world{
-		raw: &kernel{links: h.links, sets: h.sets, sysctls: h.sys,
+		raw: &kernel{links: h.links, sets: h.sets, sysctls: h.sys, policies: h.policies,
 			tables: func(f netfilter.Family) (tables, error) { return h.tables[index(f)], nil }},
 		fake: h, shell: h.shell,
 	}
@@ -82,7 +84,7 @@ func (w *world) note(format string, args ...any) {
 // recording returns the kernel of the world with every write in the journal.
 func (w *world) recording() *kernel {
 	return &kernel{
-		links: recordedLinks{w.raw.links, w}, sets: recordedSets{w.raw.sets, w}, sysctls: recordedSysctls{w.raw.sysctls, w},
+		links: recordedLinks{w.raw.links, w}, sets: recordedSets{w.raw.sets, w}, sysctls: recordedSysctls{w.raw.sysctls, w}, policies: w.raw.policies,
 		tables: func(f netfilter.Family) (tables, error) {
 			t, err := w.raw.tables(f)
 			return recordedTables{t, w, f}, err
