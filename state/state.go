@@ -62,6 +62,7 @@ type Store struct {
 	file    *os.File
 	size    int64                  // of the log
 	base    int64                  // of the log when it was last compacted
+	torn    bool                   // there may be parts of lines after size
 	pending map[ID]json.RawMessage // what could not be written yet
 }
 
@@ -94,7 +95,7 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 		return nil, nil, err
 	}
 	s := &Store{dir: dir, lock: lock, pending: map[ID]json.RawMessage{}}
-	entries, err := Load(dir)
+	entries, whole, err := load(dir)
 	var damaged *Damaged
 	if err != nil {
 		aside := s.path() + ".bad"
@@ -105,8 +106,10 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 		damaged = &Damaged{Aside: aside, Reason: err}
 	}
 	if err := s.compact(entries); err != nil {
-		_ = lock.Close()
-		return nil, nil, err
+		if err := s.resume(whole, err); err != nil {
+			_ = lock.Close()
+			return nil, nil, err
+		}
 	}
 	if damaged != nil {
 		return s, nil, damaged
@@ -117,14 +120,21 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 // Load reads the log of a directory without locking or changing it. A directory
 // without a log is empty.
 func Load(dir string) (map[ID]json.RawMessage, error) {
+	entries, _, err := load(dir)
+	return entries, err
+}
+
+// load is Load. It also returns how many bytes of the log are whole lines.
+func load(dir string) (map[ID]json.RawMessage, int64, error) {
 	data, err := os.ReadFile(filepath.Join(dir, logName))
 	if errors.Is(err, os.ErrNotExist) {
-		return map[ID]json.RawMessage{}, nil
+		return map[ID]json.RawMessage{}, 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return parse(data, header())
+	entries, err := parse(data, header())
+	return entries, int64(bytes.LastIndexByte(data, '\n') + 1), err
 }
 
 // parse reads a log. Only its last line may be incomplete.
@@ -138,7 +148,7 @@ func parse(data []byte, want string) (map[ID]json.RawMessage, error) {
 		return nil, errors.New("it is no state log of vipd")
 	}
 	if string(first) != want {
-		return nil, fmt.Errorf("its format or host is %q, not %q", first, want)
+		return nil, fmt.Errorf("its format or host is %.64q, not %q", first, want)
 	}
 	for number := 2; len(rest) > 0; number++ {
 		var text []byte
@@ -196,22 +206,38 @@ func (s *Store) Append(changes ...Change) error {
 		return nil
 	}
 	var out []byte
-	var err error
+	var refused []error
 	for _, id := range slices.SortedFunc(maps.Keys(s.pending), compareID) {
-		if out, err = encode(out, id, s.pending[id]); err != nil {
-			return fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err)
+		line, err := encode(nil, id, s.pending[id])
+		if err != nil { // no later try could write it
+			delete(s.pending, id)
+			refused = append(refused, fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err))
 		}
+		out = append(out, line...)
 	}
-	if n, err := s.file.WriteAt(out, s.size); err != nil {
-		if n > 0 {
-			err = errors.Join(err, s.file.Truncate(s.size))
-		}
-		return fmt.Errorf("state log: %w", err)
+	if err := s.write(out); err != nil {
+		return errors.Join(append(refused, fmt.Errorf("state log: %w", err))...)
 	}
 	s.size += int64(len(out))
 	clear(s.pending)
 	if s.size > minCompact && s.size > compactFactor*s.base {
-		return s.recompact()
+		refused = append(refused, s.recompact())
+	}
+	return errors.Join(refused...)
+}
+
+// write appends to the log. What a failed write left of its lines is cut off
+// before anything follows it, or else it could be read as newer than that.
+func (s *Store) write(out []byte) error {
+	if s.torn {
+		if err := s.file.Truncate(s.size); err != nil {
+			return err
+		}
+		s.torn = false
+	}
+	if _, err := s.file.WriteAt(out, s.size); err != nil {
+		s.torn = s.file.Truncate(s.size) != nil
+		return err
 	}
 	return nil
 }
@@ -248,7 +274,21 @@ func (s *Store) compact(entries map[ID]json.RawMessage) error {
 	if s.file != nil {
 		_ = s.file.Close()
 	}
-	s.file, s.size, s.base = file, int64(len(out)), int64(len(out))
+	s.file, s.size, s.base, s.torn = file, int64(len(out)), int64(len(out)), false
+	return nil
+}
+
+// resume goes on with the log as it is, of which whole bytes are good, because it
+// could not be compacted: a disk that is full does not stop vipd from starting.
+func (s *Store) resume(whole int64, because error) error {
+	if whole == 0 {
+		return because
+	}
+	file, err := os.OpenFile(s.path(), os.O_RDWR, 0)
+	if err != nil {
+		return errors.Join(because, err)
+	}
+	s.file, s.size, s.base, s.torn = file, whole, whole, true
 	return nil
 }
 
