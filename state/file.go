@@ -80,3 +80,17 @@ func Remove(dir string) error {
 	}
 	return nil
 }
+
+// resume goes on with the log as it is, of which whole bytes are good, because it
+// could not be compacted: a disk that is full does not stop vipd from starting.
+func (s *Store) resume(whole int64, because error) error {
+	if whole == 0 {
+		return because
+	}
+	file, err := os.OpenFile(s.path(), os.O_RDWR, 0)
+	if err != nil {
+		return errors.Join(because, err)
+	}
+	s.file, s.size, s.base, s.torn = file, whole, whole, true
+	return nil
+}

@@ -278,20 +278,6 @@ func (s *Store) compact(entries map[ID]json.RawMessage) error {
 	return nil
 }
 
-// resume goes on with the log as it is, of which whole bytes are good, because it
-// could not be compacted: a disk that is full does not stop vipd from starting.
-func (s *Store) resume(whole int64, because error) error {
-	if whole == 0 {
-		return because
-	}
-	file, err := os.OpenFile(s.path(), os.O_RDWR, 0)
-	if err != nil {
-		return errors.Join(because, err)
-	}
-	s.file, s.size, s.base, s.torn = file, whole, whole, true
-	return nil
-}
-
 // Close writes what is pending, if it can, and unlocks the directory.
 func (s *Store) Close() error {
 	err := s.Append()
