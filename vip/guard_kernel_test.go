@@ -23,14 +23,13 @@ import (
 
 // The addresses of the packet tests, by family.
 type place struct {
-	family       netfilter.Family
-	vip, idle    string // a VIP with a service at port 80, and one without backends
-	lb, client   string
-	backends     []string
-	beside       string // a host inside the VIPs' network that is no VIP
-	direct       string // the second address of the load balancer, on the backends' side
-	tool         string
-	network, via string
+	family     netfilter.Family
+	vip, idle  string // a VIP with a service at port 80, and one without backends
+	lb, client string
+	backends   []string
+	beside     string // a host inside the VIPs' network that is no VIP
+	direct     string // the address of the load balancer on the backends' side
+	tool       string
 }
 
 func places(lab *kerneltest.Lab) []place {
@@ -211,7 +210,6 @@ func inLab(t *testing.T, masq lb.Masquerade, backends int, f func(t *testing.T, 
 // DROP. Ping is answered.
 func TestB17_B18_B19_B20_Guard(t *testing.T) {
 	inLab(t, always, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
-		serve(t, lab.LB, at(p.lb, 23)) // the same daemon, on the host's own address
 		l, err := net.ListenPacket("udp", at("::", 2200+int(p.family)))
 		fatal(t, err)
 		defer func() { _ = l.Close() }()
@@ -233,8 +231,10 @@ func TestB17_B18_B19_B20_Guard(t *testing.T) {
 }
 
 // The policy of FORWARD is DROP: connections that a VIP took pass, and nothing
-// else does, also not to a host beside the VIPs.
-func TestB25_ForwardAndSources(t *testing.T) {
+// else does, also not to a host beside the VIPs. A backend that picks itself,
+// another client on the backends' subnet, and the host itself get answers whose
+// way back leads through this host.
+func TestB25_B26_B27_ForwardAndSources(t *testing.T) {
 	for _, masq := range []lb.Masquerade{always, never, auto} {
 		t.Run(string(masq), func(t *testing.T) {
 			inLab(t, masq, 2, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
@@ -243,36 +243,23 @@ func TestB25_ForwardAndSources(t *testing.T) {
 					source = p.direct
 				}
 				answered(t, lab.Client, at(p.vip, 80), "b1 "+source)
+				w.sh(t, fmt.Sprintf("%s -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", p.tool)) // of the operator, for the host's own connections
+				answered(t, lab.Backends[0], at(p.vip, 80), "b1 "+p.direct)
+				answered(t, lab.LB, at(p.vip, 80), "b1 "+p.direct)
+				if masq != never { // then the answer to a neighbour goes past this host, as documented
+					answered(t, lab.Backends[1], at(p.vip, 80), "b1 "+p.direct)
+				}
 
-				next := map[netfilter.Family]string{netfilter.IPv4: "ip -4", netfilter.IPv6: "ip -6"}[p.family]
 				prefix := netip.PrefixFrom(netip.MustParseAddr(p.beside), netip.MustParseAddr(p.beside).BitLen()).String()
 				lab.Backends[0].Run(t, "ip", "addr", "add", prefix, "dev", "lo")
 				lab.LB.Run(t, "ip", "route", "add", prefix, "via", p.backends[0])
 				serve(t, lab.Backends[0], at(p.beside, 8080))
 				if got, _, err := ask(t, lab.Client, at(p.beside, 8080), 500*time.Millisecond); err == nil {
-					t.Errorf("%s: a host beside the VIPs was reached: %s", next, got)
+					t.Errorf("a host beside the VIPs was reached: %s", got)
 				}
 				w.sh(t, p.tool+" -P FORWARD ACCEPT")
 				answered(t, lab.Client, at(p.beside, 8080), "b1 "+p.client) // it was there
 				w.sh(t, p.tool+" -P FORWARD DROP")
-			})
-		})
-	}
-}
-
-// A backend that picks itself, another client on the backends' subnet, and the
-// host itself get answers whose way back leads through this host.
-func TestB26_B27_HairpinAndHost(t *testing.T) {
-	for _, masq := range []lb.Masquerade{always, auto, never} {
-		t.Run(string(masq), func(t *testing.T) {
-			inLab(t, masq, 2, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
-				w.sh(t, fmt.Sprintf("%s -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", p.tool)) // of the operator, for the host's own connections
-				answered(t, lab.Backends[0], at(p.vip, 80), "b1 "+p.direct)
-				answered(t, lab.LB, at(p.vip, 80), "b1 "+p.direct)
-				if masq == never {
-					return // answers to the neighbour go past this host, as documented
-				}
-				answered(t, lab.Backends[1], at(p.vip, 80), "b1 "+p.direct)
 			})
 		})
 	}
