@@ -5,7 +5,6 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -16,12 +15,7 @@ import (
 
 // rate is how many new connections a second the tests of loss make, over both
 // families.
-func rate() int {
-	if os.Getenv(kerneltest.LaneEnv) == "vm" {
-		return 40
-	}
-	return 500
-}
+const rate = 500
 
 // farm is the world of the tests of loss: a service whose backends change, others
 // that do not, and traffic for all of them.
@@ -66,7 +60,7 @@ func (f *farm) config() string {
 func (f *farm) traffic() {
 	f.changing, f.steady = f.load(f.Client), f.load(f.Client)
 	for i, target := range targets(80) {
-		f.changing.Connect(loss.Connections{Target: target, Rate: rate() / 2})
+		f.changing.Connect(loss.Connections{Target: target, Rate: rate / 2})
 		f.steady.Connect(loss.Connections{Target: targets(81)[i], Rate: 25})
 		f.steady.Hold(loss.Hold{Target: targets(81)[i], Count: 10, Every: 50 * time.Millisecond})
 		f.steady.Hold(loss.Hold{Target: targets(81)[i], Count: 10})

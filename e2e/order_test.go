@@ -43,7 +43,7 @@ func (a *arrival) hammer() {
 	a.load = loss.Start(a.t.Context(), loss.Options{In: a.Client.Do, Deadline: 400 * time.Millisecond})
 	a.load.Forbid("host")
 	for i, target := range targets(80) {
-		a.load.Connect(loss.Connections{Target: target, Rate: rate() / 2})
+		a.load.Connect(loss.Connections{Target: target, Rate: rate / 2})
 		a.load.Send(loss.Flows{Target: target, Count: 10, Every: 20 * time.Millisecond, Port: uint16(7000 + 10*i)})
 	}
 }
@@ -225,7 +225,7 @@ func TestFlushAndRefillIsSeen(t *testing.T) {
 	run := func(flush bool) loss.Report {
 		l := w.load(w.Client)
 		for _, target := range targets(80) {
-			l.Connect(loss.Connections{Target: target, Rate: rate() / 2})
+			l.Connect(loss.Connections{Target: target, Rate: rate / 2})
 		}
 		for i := range 20 {
 			if flush {
