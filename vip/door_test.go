@@ -68,7 +68,7 @@ func TestGuardIsRegainedInShut(t *testing.T) {
 	d := w.door(t)
 	clean(t, d, pair(), prune)
 	w.sh(t, "ipset flush vipd-vip4")
-	fatal(t, d.Shut(t.Context(), pair(), fresh))
+	fatal(t, d.Shut(t.Context(), lb.Snapshot{}, proxier.How{Fresh: true})) // the start gate: nothing is known yet
 	w.has(t, "entry", "vipd-vip4 192.0.2.10", "vipd-vip6 2001:db8::10", "vipd-masq4 192.0.2.10,tcp:80", "vipd-masq6 2001:db8::10,udp:53")
 }
 

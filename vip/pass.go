@@ -72,10 +72,14 @@ func (p *pass) shut(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 // prepare reads the family if need be, and puts in place what must stand before
 // a VIP of it is open.
 func (p *pass) prepare(ctx context.Context, f *family) error {
-	if err := p.readFamily(ctx, f); err != nil {
+	read, err := p.readFamily(ctx, f)
+	if err != nil {
 		return err
 	}
 	if !f.wanted() {
+		if read {
+			return p.regain(ctx, f)
+		}
 		return nil // leftovers, if any, go in Open
 	}
 	if _, err := p.tables(f); err != nil {
@@ -97,8 +101,10 @@ func (p *pass) prepare(ctx context.Context, f *family) error {
 			return err
 		}
 	}
-	if err := p.regain(ctx, f); err != nil {
-		return err
+	if read {
+		if err := p.regain(ctx, f); err != nil {
+			return err
+		}
 	}
 	if !f.standing {
 		if err := p.ensureRules(ctx, f); err != nil {
@@ -197,32 +203,33 @@ func (p *pass) clear(ctx context.Context, f *family) error {
 	return p.destroySets(ctx, f)
 }
 
-// readFamily reads what the sets of the family hold, unless that is known.
-func (p *pass) readFamily(ctx context.Context, f *family) error {
+// readFamily reads what the sets of the family hold, unless that is known, and
+// tells whether it did.
+func (p *pass) readFamily(ctx context.Context, f *family) (bool, error) {
 	if f.known && !p.how.Fresh {
-		return nil
+		return false, nil
 	}
 	f.known, f.standing, f.present, f.held = false, false, false, false
 	if err := p.listSets(ctx); err != nil {
-		return err
+		return false, err
 	}
 	for i := range f.sets {
 		set := f.set(i)
 		have := map[netfilter.Entry]struct{}{}
 		if there, found := p.sets[set.Name]; found {
 			if there != set {
-				return fmt.Errorf("ipset %s is a %s: %w", set.Name, there.Type, netfilter.ErrSetType)
+				return false, fmt.Errorf("ipset %s is a %s: %w", set.Name, there.Type, netfilter.ErrSetType)
 			}
 			f.present = true
 			var err error
 			if have, err = p.d.kernel.sets.Entries(ctx, set); err != nil {
-				return err
+				return false, err
 			}
 		}
 		f.sets[i].read(have)
 	}
 	f.known = true
-	return nil
+	return true, nil
 }
 
 func (p *pass) listSets(ctx context.Context) error {

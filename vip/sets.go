@@ -37,12 +37,16 @@ func (p *pass) fill(ctx context.Context, f *family, i int) error {
 	return p.add(ctx, f, i, sortedKeys(f.sets[i].missing, netfilter.Entry.Compare))
 }
 
-// regain puts VIPs that are up back into the set of the guard, if somebody took
-// them out.
+// regain puts VIPs that are up, wanted or not, back into the set of the guard, if
+// somebody took them out. It looks at all of them: for a family just read.
 func (p *pass) regain(ctx context.Context, f *family) error {
+	if !f.present {
+		return nil // without its set the guard is made anew, before any VIP is put up
+	}
 	var lost []netfilter.Entry
-	for e := range f.sets[setVIP].missing {
-		if _, up := f.addrs.have[e.Addr]; up {
+	for a := range f.addrs.have {
+		e := netfilter.Entry{Addr: a}
+		if _, guarded := f.sets[setVIP].have[e]; !guarded {
 			lost = append(lost, e)
 		}
 	}
