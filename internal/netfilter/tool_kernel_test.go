@@ -4,6 +4,7 @@ package netfilter
 
 import (
 	"errors"
+	"os/exec"
 	"slices"
 	"testing"
 
@@ -96,4 +97,43 @@ func TestB61_SkeletonIsRepairedInTheKernel(t *testing.T) {
 			t.Errorf("%s: second removal %s, %v", f, r.Script, err)
 		}
 	}
+}
+
+func TestGenerationGrowsWithEveryCommitOfAnybody(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	tool := kernelTool(t, IPv4)
+	generation := func() uint32 {
+		t.Helper()
+		g, err := tool.Generation(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	last := generation()
+	for name, write := range map[string]func() error{
+		"ours":       func() error { return tool.Restore(t.Context(), []byte("*nat\n:VIPD-X - [0:0]\nCOMMIT\n")) },
+		"iptables":   func() error { return exec.Command("iptables-nft", "-t", "nat", "-A", "OUTPUT", "-j", "ACCEPT").Run() },
+		"nft":        func() error { return exec.Command("nft", "add", "table", "inet", "other").Run() },
+		"other rule": func() error { return exec.Command("ip6tables-nft", "-A", "INPUT", "-j", "ACCEPT").Run() },
+	} {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+		now := generation()
+		if now == last {
+			t.Errorf("%s: the generation stays %d", name, now)
+		}
+		if again := generation(); again != now {
+			t.Errorf("%s: the generation goes from %d to %d though nothing is written", name, now, again)
+		}
+		last = now
+	}
+}
+
+func FuzzParseGeneration(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 0, 8, 0, 1, 0, 0, 0, 0, 7})
+	f.Fuzz(func(_ *testing.T, msg []byte) { parseGeneration(msg) })
 }

@@ -17,6 +17,8 @@ import (
 type fakeKernel struct {
 	base map[string][]string
 	own  map[string][]string // every chain that is no base chain
+
+	generation uint32
 }
 
 func newFakeKernel() *fakeKernel {
@@ -53,6 +55,9 @@ func respell(rules []string) []string {
 	return out
 }
 
+// Generation grows with every commit.
+func (k *fakeKernel) Generation(ctx context.Context) (uint32, error) { return k.generation, ctx.Err() }
+
 // Restore does a script, commit by commit.
 func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {
@@ -65,6 +70,7 @@ func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 		}
 		if line == "COMMIT" {
 			k.base, k.own = cloneChains(tx.base), cloneChains(tx.own)
+			k.generation++
 		}
 	}
 	return nil

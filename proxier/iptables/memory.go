@@ -33,6 +33,11 @@ type memory struct {
 	treeOpen bool                // the nodes in the kernel may be others
 	gated    bool                // when have was read nothing could be removed
 
+	// generation is that of the rule set when have was read; written tells whether
+	// we wrote since.
+	generation uint32
+	written    bool
+
 	seen     *netfilter.Baseline
 	compiled map[lb.Key]compiled // cache, for comparing everything
 }
@@ -78,6 +83,7 @@ func (m *memory) forget() { m.have = nil }
 
 // wrote notes what a commit did.
 func (m *memory) wrote(c commit) {
+	m.written = true
 	for _, chain := range c.write {
 		m.have[chain.Name] = stampOf(chain)
 		m.seen.Forget(chain.Name)

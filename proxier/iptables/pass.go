@@ -18,6 +18,8 @@ type kernel interface {
 	// Restore commits a script. A *netfilter.RestoreError means that nothing of it
 	// was applied; after any other error the outcome is unknown.
 	Restore(ctx context.Context, script []byte) error
+	// Generation returns a number that changes whenever anybody changes the table.
+	Generation(ctx context.Context) (uint32, error)
 }
 
 // change is a service that becomes another one; nil: none. A service that stays
@@ -67,7 +69,7 @@ func (p *pass) run(ctx context.Context) error {
 
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
-	lost := m.have == nil || p.how.Fresh || p.how.Prune && m.gated
+	lost := m.have == nil || p.dry || p.how.Prune && m.gated || p.how.Fresh && p.touched(ctx)
 	changes := p.changes()
 	if !lost && len(changes) == 0 && !m.treeOpen {
 		return nil
@@ -105,14 +107,27 @@ func refused(err error) bool {
 	return errors.As(err, &r)
 }
 
+// touched reports whether anybody, we too, may have written since the last read.
+// After writes of our own the table is read once more: only then is it known how
+// the kernel spells them, and that somebody changes a rule of theirs can be seen.
+func (p *pass) touched(ctx context.Context) bool {
+	g, err := p.kernel.Generation(ctx)
+	return err != nil || p.memory.written || g != p.memory.generation
+}
+
 // read reads the table, and forgets what was believed of it. The tree is to lead
 // to the services of applied.
 func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
+	g, err := p.kernel.Generation(ctx) // first: a change after it will be seen
+	if err != nil {
+		return p.unknown(err)
+	}
 	t, err := p.kernel.Read(ctx, table)
 	if err != nil {
 		return p.unknown(err)
 	}
 	m := p.memory
+	m.generation, m.written = g, false
 	linked := m.adopt(t)
 	if !p.fresh {
 		p.linked = linked

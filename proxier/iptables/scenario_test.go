@@ -211,6 +211,29 @@ func TestFlushedTableBlamesNoService(t *testing.T) {
 	proxiertest.Expect(t, h, want)
 }
 
+func TestUnchangedKernelIsNotReadAgain(t *testing.T) {
+	h := newFakeHarness()
+	k := h.kernels[netfilter.IPv4]
+	p, all := load(t, h, 10)
+	reads := func(want int, why string) {
+		t.Helper()
+		k.reads = 0
+		if err := p.Sync(t.Context(), all, proxier.How{Prune: true, Fresh: true}); err != nil {
+			t.Fatal(err)
+		}
+		if k.reads != want {
+			t.Errorf("%s: %d reads, want %d", why, k.reads, want)
+		}
+	}
+	reads(1, "after our own writes")
+	reads(0, "nobody wrote")
+	if err := k.kernel.Restore(t.Context(), []byte("*nat\n:OTHER - [0:0]\nCOMMIT\n")); err != nil {
+		t.Fatal(err)
+	}
+	reads(1, "somebody wrote")
+	reads(0, "nobody wrote since")
+}
+
 func quietly(t *testing.T, h *harness, p *Proxier, want lb.Snapshot) {
 	t.Helper()
 	for _, how := range []proxier.How{prune, {Prune: true, Fresh: true}} {
@@ -240,6 +263,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 		} {
 			rules := slices.Clone(fake.own[chain])
 			fake.own[chain] = harm(rules)
+			fake.generation++
 			k.scripts = nil
 			if err := p.Sync(t.Context(), all, proxier.How{Prune: true, Fresh: true}); err != nil {
 				t.Fatal(err)
@@ -257,6 +281,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 		rules := fake.base[base]
 		for name, harmed := range map[string][]string{"removed": nil, "behind": append([]string{"-j ACCEPT"}, rules...)} {
 			fake.base[base] = harmed
+			fake.generation++
 			if err := p.Sync(t.Context(), all, proxier.How{Prune: true, Fresh: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -264,6 +289,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 				t.Errorf("jump in %s %s: repaired to %q", base, name, got)
 			}
 			fake.base[base] = rules
+			fake.generation++
 		}
 	}
 }
@@ -369,4 +395,5 @@ type deadKernel struct{ err error }
 func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
 	return netfilter.Table{}, d.err
 }
-func (d deadKernel) Restore(context.Context, []byte) error { return d.err }
+func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
+func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }

@@ -1,0 +1,58 @@
+package netfilter
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// The messages of linux/netfilter/nf_tables.h that ask for the generation.
+const (
+	nftGetGen = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN
+	nftNewGen = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
+	nftaGenID = 1 // u32
+)
+
+// Generation returns the number of the rule set: it grows with every commit to
+// any table of the network namespace, whoever makes it, iptables or nft. If it is
+// what it was before the last Read, a Read would give the same again. It costs
+// one message, where reading 50,000 services costs seconds.
+func (t *Tool) Generation(ctx context.Context) (uint32, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	req := nl.NewNetlinkRequest(nftGetGen, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: unix.NFNETLINK_V0})
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, nftNewGen)
+	if err != nil {
+		return 0, fmt.Errorf("generation of the rule set: %w", err)
+	}
+	for _, msg := range answers {
+		if gen, ok := parseGeneration(msg); ok {
+			return gen, nil
+		}
+	}
+	return 0, errors.New("generation of the rule set: the kernel gave no number")
+}
+
+// parseGeneration reads the answer, without its netlink header.
+func parseGeneration(msg []byte) (uint32, bool) {
+	if len(msg) < nl.SizeofNfgenmsg {
+		return 0, false
+	}
+	attrs, err := nl.ParseRouteAttr(msg[nl.SizeofNfgenmsg:])
+	if err != nil {
+		return 0, false
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&^(syscall.NLA_F_NESTED|syscall.NLA_F_NET_BYTEORDER) == nftaGenID && len(a.Value) == 4 {
+			return binary.BigEndian.Uint32(a.Value), true
+		}
+	}
+	return 0, false
+}
