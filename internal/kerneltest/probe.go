@@ -141,12 +141,11 @@ func (f Feature) evidence() string {
 
 // kernelConfig returns the configuration of the running kernel, if it shows it.
 func kernelConfig() string {
-	file, err := os.Open("/proc/config.gz")
+	packed, err := os.ReadFile("/proc/config.gz")
 	if err != nil {
 		return ""
 	}
-	defer file.Close()
-	z, err := gzip.NewReader(file)
+	z, err := gzip.NewReader(bytes.NewReader(packed))
 	if err != nil {
 		return ""
 	}
