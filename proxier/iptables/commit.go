@@ -12,39 +12,36 @@ const table = "nat"
 // services take 13 s in one commit and 2.3 s in commits of 500 chains.
 const commitChains = 500
 
-// unit is what must not be divided between two commits.
-type unit struct {
+// commit is one transaction of the kernel, or a part of one that must not be
+// divided between two.
+type commit struct {
 	write  []netfilter.Chain // made, or rewritten in place
 	remove []string          // deleted; nothing may lead to them but each other
-	repair netfilter.Repair  // of the skeleton: a commit of its own
+	repair netfilter.Repair  // of the skeleton, which stays alone
 }
 
-// commit is one transaction of the kernel.
-type commit struct {
-	write  []netfilter.Chain
-	remove []string
-	repair netfilter.Repair
-}
+func (c commit) size() int { return len(c.write) + len(c.remove) }
 
-// pack joins units, in order, into as few commits as may be.
-func pack(units []unit) (commits []commit) {
+// pack joins parts, in order, into as few commits as may be.
+func pack(parts []commit) (commits []commit) {
 	var c commit
 	flush := func() {
-		if len(c.write)+len(c.remove) > 0 {
+		if c.size() > 0 {
 			commits = append(commits, c)
 			c = commit{}
 		}
 	}
-	for _, u := range units {
-		if len(c.write)+len(c.remove)+len(u.write)+len(u.remove) > commitChains {
+	for _, part := range parts {
+		if !part.repair.Empty() {
+			flush()
+			commits = append(commits, part)
+			continue
+		}
+		if c.size()+part.size() > commitChains {
 			flush()
 		}
-		c.write = append(c.write, u.write...)
-		c.remove = append(c.remove, u.remove...)
-		if !u.repair.Empty() {
-			flush()
-			commits = append(commits, commit{repair: u.repair})
-		}
+		c.write = append(c.write, part.write...)
+		c.remove = append(c.remove, part.remove...)
 	}
 	flush()
 	return commits

@@ -84,10 +84,18 @@ var quietLog = slog.New(slog.DiscardHandler)
 type harness struct {
 	kernels map[netfilter.Family]*testKernel
 	evictor *fakeEvictor
+	traced  map[netfilter.Family]traced
+}
+
+// traced is a tracer of the rules of some generation.
+type traced struct {
+	*tracer
+	kernel     kernel
+	generation uint32
 }
 
 func newHarness(make func(netfilter.Family) kernel) *harness {
-	h := &harness{kernels: map[netfilter.Family]*testKernel{}, evictor: &fakeEvictor{}}
+	h := &harness{kernels: map[netfilter.Family]*testKernel{}, evictor: &fakeEvictor{}, traced: map[netfilter.Family]traced{}}
 	for _, f := range netfilter.Families {
 		h.kernels[f] = &testKernel{kernel: make(f)}
 	}
@@ -111,11 +119,20 @@ func (h *harness) proxier() *Proxier {
 // tracer follows packets through the rules of one family as they are now.
 func (h *harness) tracer(t testing.TB, f netfilter.Family) *tracer {
 	t.Helper()
-	table, err := h.kernels[f].kernel.Read(t.Context(), "nat")
+	k := h.kernels[f].kernel
+	g, err := k.Generation(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTracer(table.Base, table.Own)
+	if old, found := h.traced[f]; found && old.kernel == k && old.generation == g {
+		return old.tracer
+	}
+	table, err := k.Read(t.Context(), "nat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.traced[f] = traced{newTracer(table.Base, table.Own), k, g}
+	return h.traced[f].tracer
 }
 
 func (h *harness) Served(t testing.TB, k lb.Key) map[netip.AddrPort]float64 {

@@ -11,6 +11,7 @@ import (
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
+	"vipd/proxier/proxiertest"
 )
 
 // svc makes a service from "VIP:PORT/PROTO" and backends "ADDR" or "ADDR*WEIGHT".
@@ -80,23 +81,6 @@ func layoutOf(t testing.TB, services ...*lb.Service) map[string][]string {
 	return chains
 }
 
-// wantShares returns who has to get what.
-func wantShares(s *lb.Service) map[netip.AddrPort]float64 {
-	want := map[netip.AddrPort]float64{}
-	if s == nil {
-		return want
-	}
-	usable := s.Usable()
-	sum := 0.0
-	for _, b := range usable {
-		sum += float64(b.Weight)
-	}
-	for _, b := range usable {
-		want[b.Addr] = float64(b.Weight) / sum
-	}
-	return want
-}
-
 func sameShares(got, want map[netip.AddrPort]float64) bool {
 	if len(got) != len(want) {
 		return false
@@ -116,7 +100,7 @@ func TestF134_ProbabilitiesSumRightInTheTextForm(t *testing.T) {
 				s := many("192.0.2.1:80", n, weights...)
 				s.Scheduler = scheduler
 				tr := newTracer(layoutOf(t, s))
-				if got := tr.to(s.Key); !sameShares(got, wantShares(s)) {
+				if got := tr.to(s.Key); !sameShares(got, proxiertest.Shares(s)) {
 					t.Errorf("%d backends, weights %v, %s: shares are wrong", n, weights, scheduler)
 				}
 				if tr.deep > 14 {
@@ -192,7 +176,7 @@ func TestTreeFindsEveryServiceAndIsNeverTooDeep(t *testing.T) {
 			most := 0
 			for _, s := range services {
 				was := tr.visits
-				if got := tr.to(s.Key); !sameShares(got, wantShares(s)) {
+				if got := tr.to(s.Key); !sameShares(got, proxiertest.Shares(s)) {
 					t.Fatalf("%s, %d: %s goes to %v", name, n, s.Key, got)
 				}
 				most = max(most, tr.visits-was)

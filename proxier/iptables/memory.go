@@ -24,6 +24,7 @@ type memory struct {
 	applied lb.Snapshot
 	failed  map[lb.Key]failure // of the last pass
 	keys    []lb.Key           // those that the tree leads to, sorted by compareKeys
+	strays  []lb.Key           // of those the ones of unknown content
 
 	// have is what stands in the kernel; nil means that it has to be read. It is
 	// all that an error makes us forget.

@@ -69,7 +69,7 @@ func (p *pass) run(ctx context.Context) error {
 
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
-	lost := m.have == nil || p.dry || p.how.Prune && m.gated || p.how.Fresh && p.touched(ctx)
+	lost := m.have == nil || p.dry || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.touched(ctx)
 	changes := p.changes()
 	if !lost && len(changes) == 0 && !m.treeOpen {
 		return nil
@@ -107,6 +107,12 @@ func refused(err error) bool {
 	return errors.As(err, &r)
 }
 
+// strayed reports whether a service of unknown content stood only because its new
+// version was refused, and is not wanted any more.
+func (p *pass) strayed() bool {
+	return slices.ContainsFunc(p.memory.strays, func(k lb.Key) bool { return p.want.Get(k) == nil })
+}
+
 // touched reports whether anybody, we too, may have written since the last read.
 // After writes of our own the table is read once more: only then is it known how
 // the kernel spells them, and that somebody changes a rule of theirs can be seen.
@@ -136,18 +142,18 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	m.treeOpen, m.gated = true, !p.how.Prune
 	_, m.standing = m.have[chainService]
 	p.strays, m.keys = nil, nil
+	stands := func(k lb.Key) bool { _, found := m.have[serviceChain(k)]; return found && p.ours(k) }
 	for s := range applied.All() {
-		if p.ours(s.Key) && len(s.Usable()) > 0 {
+		if stands(s.Key) && len(s.Usable()) > 0 { // else it is damaged, and linked with its repair
 			m.keys = append(m.keys, s.Key)
 		}
 	}
 	for k := range linked {
-		_, stands := m.have[serviceChain(k)]
-		stays := !p.how.Prune || p.want.Get(k) != nil
-		if stands && stays && p.ours(k) && applied.Get(k) == nil {
+		if (!p.how.Prune || p.want.Get(k) != nil) && applied.Get(k) == nil && stands(k) {
 			p.strays = append(p.strays, k)
 		}
 	}
+	m.strays = p.strays
 	m.keys = append(m.keys, p.strays...)
 	slices.SortFunc(m.keys, compareKeys)
 	return nil

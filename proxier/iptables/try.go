@@ -12,10 +12,10 @@ import (
 
 // attempt is what one try has to write, in the order of the fields.
 type attempt struct {
-	services []unit // the chains of a service stay together
-	tree     []unit // nodes, each after those that it leads to
-	skeleton []unit
-	garbage  []unit
+	services []commit // the chains of a service stay together
+	tree     []commit // nodes, each after those that it leads to
+	skeleton []commit
+	garbage  []commit
 
 	moved bool     // the tree is another one
 	keys  []lb.Key // that it leads to afterwards
@@ -53,13 +53,11 @@ func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
 	a := attempt{keys: m.keys, nodes: m.nodes}
 	var left []string // chains that the changed services had and have no more
 	for _, c := range changes {
-		u, gone, err := p.planService(c)
+		part, gone, err := p.planService(c)
 		if err != nil {
 			return a, err
 		}
-		if len(u.write) > 0 {
-			a.services = append(a.services, u)
-		}
+		a.services = append(a.services, part)
 		left = append(left, gone...)
 	}
 	wanted := p.skeletonWanted()
@@ -72,20 +70,20 @@ func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
 		a.skeleton = p.planSkeleton(wanted)
 	}
 	if withGarbage {
-		a.garbage = p.planGarbage(&a, left, wanted)
+		a.garbage = p.planGarbage(&a, left)
 	}
 	return a, nil
 }
 
 // planService returns the chains of a service that have to be written, and those
 // of its last version that it does not have any more.
-func (p *pass) planService(c change) (u unit, gone []string, err error) {
+func (p *pass) planService(c change) (part commit, gone []string, err error) {
 	m := p.memory
 	keep := map[string]bool{}
 	if c.after != nil {
 		stamps, err := m.compile(c.after)
 		if err != nil {
-			return u, nil, err
+			return part, nil, err
 		}
 		for _, s := range stamps {
 			keep[s.name] = true
@@ -93,11 +91,11 @@ func (p *pass) planService(c change) (u unit, gone []string, err error) {
 		if !m.matches(stamps) {
 			chains, err := serviceChains(c.after)
 			if err != nil {
-				return u, nil, err
+				return part, nil, err
 			}
 			for i, chain := range chains {
 				if m.have[chain.Name] != stamps[i].stamp {
-					u.write = append(u.write, chain)
+					part.write = append(part.write, chain)
 				}
 			}
 		}
@@ -105,7 +103,7 @@ func (p *pass) planService(c change) (u unit, gone []string, err error) {
 	if c.before != nil && c.before != c.after {
 		old, err := serviceChains(c.before)
 		if err != nil {
-			return u, nil, err
+			return part, nil, err
 		}
 		for _, chain := range old {
 			if !keep[chain.Name] {
@@ -113,7 +111,7 @@ func (p *pass) planService(c change) (u unit, gone []string, err error) {
 			}
 		}
 	}
-	return u, gone, nil
+	return part, gone, nil
 }
 
 // relink returns the keys that the tree leads to after the changes, and whether
@@ -157,13 +155,13 @@ func (p *pass) planTree(a *attempt, wanted bool) {
 			continue
 		}
 		if c := n.chain(); p.memory.have[c.Name] != stampOf(c) {
-			a.tree = append(a.tree, unit{write: []netfilter.Chain{c}})
+			a.tree = append(a.tree, commit{write: []netfilter.Chain{c}})
 		}
 	}
 }
 
 // planSkeleton repairs the way in, or removes it.
-func (p *pass) planSkeleton(wanted bool) []unit {
+func (p *pass) planSkeleton(wanted bool) []commit {
 	var r netfilter.Repair
 	if wanted {
 		r = p.skeleton.Compare(p.table, p.memory.seen)
@@ -173,12 +171,12 @@ func (p *pass) planSkeleton(wanted bool) []unit {
 	if r.Empty() {
 		return nil
 	}
-	return []unit{{repair: r}}
+	return []commit{{repair: r}}
 }
 
 // planGarbage removes the chains that nothing leads to any more: those that the
 // changes leave, or if the kernel was read, all that nobody wants.
-func (p *pass) planGarbage(a *attempt, left []string, wanted bool) []unit {
+func (p *pass) planGarbage(a *attempt, left []string) []commit {
 	m := p.memory
 	if p.fresh {
 		left = p.unwanted(a, left)
@@ -197,20 +195,20 @@ func (p *pass) planGarbage(a *attempt, left []string, wanted bool) []unit {
 
 // removal removes chains to which nothing leads but others of them. If they are
 // too many for one commit all are emptied first.
-func removal(names []string) (units []unit) {
+func removal(names []string) (parts []commit) {
 	if len(names) == 0 {
 		return nil
 	}
 	if len(names) <= commitChains {
-		return []unit{{remove: names}}
+		return []commit{{remove: names}}
 	}
 	for _, n := range names {
-		units = append(units, unit{write: []netfilter.Chain{{Name: n}}})
+		parts = append(parts, commit{write: []netfilter.Chain{{Name: n}}})
 	}
 	for _, n := range names {
-		units = append(units, unit{remove: []string{n}})
+		parts = append(parts, commit{remove: []string{n}})
 	}
-	return units
+	return parts
 }
 
 // unwanted adds to left the chains in the kernel that no node and no service
@@ -280,11 +278,11 @@ func (p *pass) collect(ctx context.Context) error {
 		return p.unknown(err)
 	}
 	var names []string
-	for _, u := range a.garbage {
-		names = append(names, u.remove...)
+	for _, part := range a.garbage {
+		names = append(names, part.remove...)
 	}
-	for _, u := range names {
-		if err := p.commit(ctx, commit{write: []netfilter.Chain{{Name: u}}}); err != nil {
+	for _, name := range names {
+		if err := p.commit(ctx, commit{write: []netfilter.Chain{{Name: name}}}); err != nil {
 			return p.unknown(err)
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,8 +114,8 @@ func (w *walker) judge(step string, err error) {
 func (w *walker) check(when string, trace map[netfilter.Family]*tracer) {
 	w.t.Helper()
 	for k, s := range w.settled {
-		if got := trace[netfilter.FamilyOf(k.Addr)].to(k); !sameShares(got, wantShares(s)) {
-			w.t.Errorf("%s: %s is served by %v, want %v", when, k, got, wantShares(s))
+		if got := trace[netfilter.FamilyOf(k.Addr)].to(k); !sameShares(got, proxiertest.Shares(s)) {
+			w.t.Errorf("%s: %s is served by %v, want %v", when, k, got, proxiertest.Shares(s))
 		}
 	}
 }
@@ -136,9 +138,11 @@ func (w *walker) arm() (name string) {
 		return nil
 	}
 	kind := w.rng.IntN(8)
+	once := kind == 2 && !w.poisoned() // beside a bisect a service without guilt would be hit
 	for f, k := range w.kernels {
 		k.refuse = func(script string) bool {
-			return strings.Contains(script, poison) || strings.Contains(script, "[fd66:")
+			return strings.Contains(script, poison) || strings.Contains(script, "[fd66:") ||
+				once && !strings.Contains(script, chainService) && hit(script) != nil && at == -1
 		}
 		k.watch = func() {
 			if !w.harmed {
@@ -150,6 +154,8 @@ func (w *walker) arm() (name string) {
 			k.before, name = hit, "before a commit"
 		case 1:
 			k.after, name = hit, "after a commit"
+		case 2:
+			name = "refuses a commit once"
 		}
 	}
 	return name
@@ -175,8 +181,21 @@ func (w *walker) harm() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.harmed = true
+	if w.rng.IntN(4) == 0 { // as "nft flush ruleset" does
+		all := netfilter.Skeleton{Table: "nat"}
+		for name := range table.Own {
+			all.Chains = append(all.Chains, netfilter.Chain{Name: name})
+		}
+		if r := all.Removal(table); !r.Empty() {
+			if err := k.kernel.Restore(w.t.Context(), r.Script); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		return
+	}
 	var script strings.Builder
-	for name := range table.Own {
+	for _, name := range slices.Sorted(maps.Keys(table.Own)) {
 		if w.rng.IntN(4) == 0 {
 			script.WriteString("-F " + name + "\n")
 		}
@@ -191,7 +210,6 @@ func (w *walker) harm() {
 	if w.rng.IntN(3) == 0 {
 		script.WriteString("-I PREROUTING 1 -p udp -j ACCEPT\n")
 	}
-	w.harmed = true
 	if err := k.kernel.Restore(w.t.Context(), []byte("*nat\n"+script.String()+"COMMIT\n")); err != nil {
 		w.t.Fatal(err)
 	}
@@ -240,6 +258,16 @@ func (w *walker) backend(i int, v6, bad bool) netip.AddrPort {
 		text = fmt.Sprintf("%s0.%d:80", poison, 3*i)
 	}
 	return netip.MustParseAddrPort(text)
+}
+
+// poisoned reports whether anything that is wanted is refused.
+func (w *walker) poisoned() bool {
+	for s := range w.want.All() {
+		if poisoned(s) {
+			return true
+		}
+	}
+	return false
 }
 
 func poisoned(s *lb.Service) bool {
