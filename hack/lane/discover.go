@@ -25,7 +25,8 @@ type pkg struct {
 
 // vmDirective marks a test, or by standing before the package clause a file of tests,
 // as one that runs in the virtual machine too. Emulation is some 50 times slower
-// where programs are started, so that is for what its kernel alone has.
+// where programs are started, so that is for what its kernel alone has. A package
+// without any mark runs all its kernel tests there.
 const vmDirective = "//lane:vm"
 
 // kernelTests finds the tests in files that are there with the tag kernel only.
@@ -52,6 +53,9 @@ func kernelTests(ctx context.Context) ([]pkg, error) {
 			if err := one.addTests(f); err != nil {
 				return nil, err
 			}
+		}
+		if len(one.vm) == 0 {
+			one.vm = one.tests
 		}
 		if len(one.tests) > 0 {
 			found = append(found, one)
