@@ -22,8 +22,9 @@ type commit struct {
 
 func (c commit) size() int { return len(c.write) + len(c.remove) }
 
-// pack joins parts, in order, into as few commits as may be.
-func pack(parts []commit) (commits []commit) {
+// pack joins parts, in order, into as few commits of at most limit chains as may
+// be. A part that is larger is a commit of its own.
+func pack(parts []commit, limit int) (commits []commit) {
 	var c commit
 	flush := func() {
 		if c.size() > 0 {
@@ -37,7 +38,7 @@ func pack(parts []commit) (commits []commit) {
 			commits = append(commits, part)
 			continue
 		}
-		if c.size()+part.size() > commitChains {
+		if c.size()+part.size() > limit {
 			flush()
 		}
 		c.write = append(c.write, part.write...)

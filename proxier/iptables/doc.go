@@ -22,7 +22,8 @@
 //   - The layout is a function of the snapshot alone, so a restart finds what it
 //     left. A chain is compared by a checksum that it carries in a comment.
 //   - What is remembered of the kernel advances only after the kernel said yes.
-//     After an error it is forgotten and read again.
+//     After an error it is forgotten and read again. The rule set has a generation
+//     in the kernel: while that stays, nothing needs to be read.
 //
 // Traps:
 //   - A ":CHAIN" line of iptables-restore --noflush empties the chain, within the
@@ -30,4 +31,7 @@
 //   - One refused line refuses its whole commit, and earlier commits stand.
 //   - A rule may be refused only because somebody flushed the table: so before a
 //     service is found guilty the kernel is read again.
+//   - After a restart a chain can stand whose content nobody knows, because the
+//     version that is wanted now was refused, or because nothing may be removed
+//     yet: the strays.
 package iptables

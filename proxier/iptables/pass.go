@@ -41,6 +41,7 @@ type pass struct {
 	skeleton netfilter.Skeleton
 	want     lb.Snapshot
 	how      proxier.How
+	limit    int  // chains a commit
 	dry      bool // write nothing, say yes to everything
 
 	// What was read, if fresh.

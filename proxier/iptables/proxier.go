@@ -43,6 +43,7 @@ type family struct {
 	kernel   kernel
 	missing  error // why there is no kernel: the tool is not installed
 	skeleton netfilter.Skeleton
+	limit    int // chains a commit
 	memory   *memory
 }
 
@@ -82,6 +83,7 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 			kernel:   kernels[f],
 			missing:  missing[f],
 			skeleton: skeletonOf(f, o.Mark),
+			limit:    commitChains,
 			memory:   newMemory(),
 		})
 	}
@@ -89,7 +91,7 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 }
 
 func (f *family) pass(m *memory, want lb.Snapshot, how proxier.How) *pass {
-	return &pass{family: f.Family, kernel: f.kernel, skeleton: f.skeleton, memory: m, want: want, how: how}
+	return &pass{family: f.Family, kernel: f.kernel, skeleton: f.skeleton, memory: m, want: want, how: how, limit: f.limit}
 }
 
 // Sync implements proxier.Proxier. A family that fails as a whole does not stop

@@ -31,7 +31,7 @@ func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) erro
 		return err
 	}
 	m.treeOpen = true
-	for _, c := range pack(slices.Concat(a.services, a.tree, a.skeleton, a.garbage)) {
+	for _, c := range pack(slices.Concat(a.services, a.tree, a.skeleton, a.garbage), p.limit) {
 		if err := p.commit(ctx, c); err != nil {
 			return err
 		}
@@ -190,16 +190,16 @@ func (p *pass) planGarbage(a *attempt, left []string) []commit {
 	slices.Sort(left)
 	left = slices.Compact(left)
 	left = slices.DeleteFunc(left, func(name string) bool { _, stands := m.have[name]; return !stands })
-	return removal(left)
+	return removal(left, p.limit)
 }
 
 // removal removes chains to which nothing leads but others of them. If they are
 // too many for one commit all are emptied first.
-func removal(names []string) (parts []commit) {
+func removal(names []string, limit int) (parts []commit) {
 	if len(names) == 0 {
 		return nil
 	}
-	if len(names) <= commitChains {
+	if len(names) <= limit {
 		return []commit{{remove: names}}
 	}
 	for _, n := range names {

@@ -37,7 +37,8 @@ type walker struct {
 // walk makes a number of steps, and checks after every commit that services which
 // do not change are served as before.
 func walk(t *testing.T, h *harness, seed uint64, steps int) {
-	w := &walker{harness: h, t: t, rng: rand.New(rand.NewPCG(seed, seed)), p: h.proxier(), settled: map[lb.Key]*lb.Service{}}
+	w := &walker{harness: h, t: t, rng: rand.New(rand.NewPCG(seed, seed)), settled: map[lb.Key]*lb.Service{}}
+	w.restart()
 	defer func() {
 		if t.Failed() {
 			t.Logf("seed %d; wanted was\n%s", seed, proxiertest.Describe(w.want))
@@ -52,13 +53,23 @@ func walk(t *testing.T, h *harness, seed uint64, steps int) {
 	w.rest()
 }
 
+// restart starts anew, with commits of another size: a commit for each chain shows
+// every state in which a kill could leave the rules.
+func (w *walker) restart() {
+	w.p = w.proxier()
+	limit := []int{1, 3, commitChains}[w.rng.IntN(3)]
+	for _, f := range w.p.families {
+		f.limit = limit
+	}
+}
+
 func (w *walker) step(i int) {
 	for range w.rng.IntN(6) {
 		w.edit()
 	}
 	how := proxier.How{Fresh: w.rng.IntN(4) == 0, Prune: w.rng.IntN(5) > 0}
 	if w.rng.IntN(8) == 0 {
-		w.p = w.proxier()
+		w.restart()
 	}
 	if w.rng.IntN(8) == 0 {
 		w.harm()
@@ -130,7 +141,7 @@ func (w *walker) tracers() map[netfilter.Family]*tracer {
 
 // arm chooses a fault for the next Sync.
 func (w *walker) arm() (name string) {
-	at := w.rng.IntN(4)
+	at := w.rng.IntN(12)
 	hit := func(string) error {
 		if at--; at < 0 {
 			return errKilled
