@@ -152,8 +152,8 @@ func TestB38_ARemovedBackendDrainsAndIsThenReset(t *testing.T) {
 		t.Fatalf("held by b1 %d, by b2 %d", before, standing("b2"))
 	}
 	web.backends = w.at(8080, 2)
-	w.change(web)
 	removed := time.Now()
+	w.change(web)
 	fresh.Forbid("b1")
 	s := w.await("drain", func(s reconciler.Status) bool { return true })
 	if n := standing("b1"); n != before {
@@ -163,7 +163,7 @@ func TestB38_ARemovedBackendDrainsAndIsThenReset(t *testing.T) {
 		t.Errorf("status does not show the draining backend: %+v", s.Services)
 	}
 	w.eventually("the drained connections end", func() bool { return standing("b1") == 0 })
-	if took := time.Since(removed); took < drain-200*time.Millisecond || took > drain+5*time.Second {
+	if took := time.Since(removed); took < drain || took > drain+10*time.Second {
 		t.Errorf("the drained connections ended after %s, want %s", took, drain)
 	}
 	for _, h := range handles {

@@ -65,6 +65,11 @@ func runAll(m *testing.M) int {
 			return 1
 		}
 	}
+	// A program with the race detector would take a second to end, each time.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	code := m.Run()
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
