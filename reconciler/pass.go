@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -20,29 +21,49 @@ func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 	how := proxier.How{Fresh: r.throttle.begin(now), Prune: view.Spoken()}
 	how.Fresh = how.Fresh || how.Prune && !r.pruned // what was left standing since the start goes now
 
-	result, entries := r.decide(view, now)
-	if err := r.recorder.Record(result.Claims, entries); err != nil {
-		r.log.Error("the state cannot be written; serving goes on, a restart may know less", "error", err)
-		r.setStateError(err)
-	} else {
-		r.setStateError(nil)
+	var result desired.Result
+	var o outcome
+	if err := r.guard("pass", func() { result, o = r.carryOut(ctx, view, how, now) }); err != nil {
+		o.err = err
 	}
-	outcome := r.apply(ctx, result, how, now)
-	if outcome.err != nil && ctx.Err() != nil {
+	if o.err != nil && ctx.Err() != nil {
 		r.dismiss(ctx.Err())
 		return
 	}
-	r.pruned = r.pruned || how.Prune && outcome.err == nil
+	r.pruned = r.pruned || how.Prune && o.err == nil
 	end := time.Now()
-	r.throttle.end(end, how.Fresh, outcome.err != nil, earliest(result.Due, r.probation()))
-	r.note(view, how, outcome, len(result.Touched), now, end)
-	r.waiters = slices.DeleteFunc(r.waiters, func(w waiter) bool {
-		if !w.serves(view) {
-			return false
+	r.throttle.end(end, how.Fresh, o.err != nil, earliest(result.Due, r.probation()))
+	r.note(view, how, o, len(result.Touched), now, end)
+	r.answer(view, o.err)
+}
+
+// carryOut decides, records what it decided and puts it in place.
+func (r *Reconciler) carryOut(ctx context.Context, view *discovery.View, how proxier.How, now time.Time) (desired.Result, outcome) {
+	result, entries := r.decide(view, now)
+	err := r.recorder.Record(result.Claims, entries)
+	o := r.apply(ctx, result, how, now)
+	if len(o.quarantine) > 0 { // what stands in place of what was recorded
+		err = errors.Join(err, r.recorder.Record(nil, r.records(o.quarantine, now)))
+	}
+	if err != nil {
+		r.log.Error("the state cannot be written; serving goes on, a restart may know less", "error", err)
+	}
+	r.setStateError(err)
+	return result, o
+}
+
+// guard runs f and turns a panic into an error: a pass that fails for a poisoned
+// input is tried again, with back-off and in everybody's sight, while what is in
+// place keeps serving. A crash would begin the same again at every restart.
+func (r *Reconciler) guard(what string, f func()) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.log.Error("panic; this is a bug in vipd", "in", what, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: panic, a bug in vipd: %v", what, p)
 		}
-		w.done <- outcome.err
-		return true
-	})
+	}()
+	f()
+	return nil
 }
 
 // facts are what a decision on this view rests on.
@@ -51,7 +72,9 @@ func (r *Reconciler) facts(view *discovery.View, s Settings, now time.Time) desi
 	for _, v := range view.Sources {
 		source := desired.Source{Name: v.Name, Services: v.Services, Yields: map[lb.Key]time.Time{}}
 		for k, h := range v.Held {
-			source.Yields[k] = h.Yields
+			if !h.Yields.IsZero() {
+				source.Yields[k] = h.Yields
+			}
 		}
 		f.Sources = append(f.Sources, source)
 	}
@@ -63,8 +86,19 @@ func (r *Reconciler) decide(view *discovery.View, now time.Time) (desired.Result
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	result := desired.Compute(r.memo, r.facts(view, r.settings, now))
-	records := make(map[lb.Key][]byte, len(result.Touched))
-	for _, k := range result.Touched {
+	return result, r.recordsLocked(result.Touched, now)
+}
+
+// records returns the lasting form of what is known of some services.
+func (r *Reconciler) records(keys []lb.Key, now time.Time) map[lb.Key][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.recordsLocked(keys, now)
+}
+
+func (r *Reconciler) recordsLocked(keys []lb.Key, now time.Time) map[lb.Key][]byte {
+	records := make(map[lb.Key][]byte, len(keys))
+	for _, k := range keys {
 		raw, err := r.memo.Record(k, now)
 		if err != nil {
 			r.log.Error("a decision cannot be recorded", "service", k, "error", err)
@@ -72,47 +106,59 @@ func (r *Reconciler) decide(view *discovery.View, now time.Time) (desired.Result
 		}
 		records[k] = raw
 	}
-	return result, records
+	return records
 }
 
-// outcome is how a pass ended: err if it is to be made again, rejected the
-// services that are in quarantine since.
+// outcome is how a pass ended: err if it is to be made again, quarantine the
+// services whose standing in some mode changed.
 type outcome struct {
-	err      error
-	rejected map[lb.Key]error
+	err        error
+	quarantine []lb.Key
 }
 
 // apply drives the stages in their order. After an error of the door nothing
 // further is touched: what stands keeps serving. An error of one mode does not
-// stop the others.
+// stop the others; but since nobody knows then what the mode still serves, the
+// door clears nothing away.
 func (r *Reconciler) apply(ctx context.Context, d desired.Result, how proxier.How, now time.Time) outcome {
-	o := outcome{rejected: map[lb.Key]error{}}
-	tried := r.admit(doorStage, d.Door, now, how.Fresh)
-	err := r.door.Shut(ctx, tried, how)
-	rejected, partial := proxier.FailedServices(err)
+	var o outcome
+	err := r.door.Shut(ctx, d.Door, how)
+	refused, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
 		o.err = fmt.Errorf("door: %w", err)
 		return o
 	}
-	o.settle(r, doorStage, d.Door, tried, rejected, now)
-
+	door := r.stages[doorStage]
 	open := d.Door.Edit()
-	for k := range r.stages[doorStage].suspects {
-		r.stages[doorStage].substitute(open, k)
+	for k := range refused {
+		door.substitute(open, k)
 	}
 	for _, mode := range order(r.proxiers, d.Gained) {
-		err := r.sync(ctx, mode, d.Place[mode], how, now, &o)
-		if err != nil {
+		if err := r.sync(ctx, mode, d.Place[mode], refused, how, now, &o); err != nil {
 			o.err = errors.Join(o.err, fmt.Errorf("mode %s: %w", mode, err))
 		}
 		r.keepShut(open, mode, d.Place[mode])
 	}
-	if err := r.door.Open(ctx, open.Snapshot(), how); err != nil {
-		if rejected, partial := proxier.FailedServices(err); partial {
-			maps.Copy(o.rejected, rejected)
-		}
+	how.Prune = how.Prune && o.err == nil
+	opened := open.Snapshot()
+	err = r.door.Open(ctx, opened, how)
+	more, partial := proxier.FailedServices(err)
+	if err != nil && !partial {
 		o.err = errors.Join(o.err, fmt.Errorf("door: %w", err))
+		opened = door.applied
 	}
+	rejected := maps.Clone(refused)
+	if rejected == nil {
+		rejected = map[lb.Key]error{}
+	}
+	maps.Copy(rejected, more)
+	tried := opened.Edit()
+	for k := range rejected {
+		if svc := d.Door.Get(k); svc != nil {
+			tried.Put(svc)
+		}
+	}
+	r.settle(doorStage, d.Door, tried.Snapshot(), rejected, now)
 	return o
 }
 
@@ -131,30 +177,32 @@ func order(proxiers map[lb.Mode]proxier.Proxier, gained map[lb.Mode]bool) []lb.M
 	return modes
 }
 
-// sync has one mode serve its part. It returns an error if the outcome is unknown.
-func (r *Reconciler) sync(ctx context.Context, mode lb.Mode, want lb.Snapshot, how proxier.How, now time.Time, o *outcome) error {
-	editor := want.Edit() // what the door refuses is not served either, but what stands stays
-	for k := range r.stages[doorStage].suspects {
-		if want.Get(k) != nil {
-			r.stages[mode].substitute(editor, k)
-		}
-	}
-	admitted := r.admit(mode, editor.Snapshot(), now, false)
+// sync has one mode serve its part. What the door refused is not served either,
+// but what stands stays. It returns an error if the outcome is unknown.
+func (r *Reconciler) sync(ctx context.Context, mode lb.Mode, want lb.Snapshot, refused map[lb.Key]error,
+	how proxier.How, now time.Time, o *outcome,
+) error {
+	admitted := r.admit(mode, want, refused, now)
 	err := r.proxiers[mode].Sync(ctx, admitted, how)
 	rejected, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
 		return err
 	}
-	o.settle(r, mode, want, admitted, rejected, now)
+	o.quarantine = append(o.quarantine, r.settle(mode, want, admitted, rejected, now)...)
 	return nil
 }
 
 // keepShut takes the services out that a mode could not put in place, and that
-// have no older version to stand in: their VIP:port is not opened for them.
+// have no older version to stand in, here or in the mode they come from: their
+// VIP:port is not opened for them.
 func (r *Reconciler) keepShut(open *lb.Editor, mode lb.Mode, want lb.Snapshot) {
-	applied := r.stages[mode].applied
-	for _, k := range missing(want, applied) {
+	for _, k := range missing(want, r.stages[mode].applied) {
 		open.Delete(k)
+		for other := range r.proxiers {
+			if old := r.stages[other].applied.Get(k); old != nil {
+				open.Put(old)
+			}
+		}
 	}
 }
 
@@ -169,29 +217,44 @@ func missing(want, applied lb.Snapshot) []lb.Key {
 	return keys
 }
 
-func (r *Reconciler) admit(stage lb.Mode, want lb.Snapshot, now time.Time, retry bool) lb.Snapshot {
+// admit returns what a mode is to be asked for.
+func (r *Reconciler) admit(mode lb.Mode, want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.stages[stage].admit(want, now, retry)
+	return admit(r.stages[mode], want, refused, now)
 }
 
-// settle notes what a stage rejected, and logs what is new about it.
-func (o *outcome) settle(r *Reconciler, stage lb.Mode, want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) {
+func admit(q *quarantine, want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
+	if len(refused) > 0 {
+		editor := want.Edit()
+		for k := range refused {
+			if want.Get(k) != nil {
+				q.substitute(editor, k)
+			}
+		}
+		want = editor.Snapshot()
+	}
+	return q.admit(want, now)
+}
+
+// settle notes what a stage rejected, and logs what is new about it. It returns
+// the keys that came into quarantine or left it.
+func (r *Reconciler) settle(stage lb.Mode, want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) []lb.Key {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known := maps.Clone(r.stages[stage].suspects)
-	r.stages[stage].settle(want, tried, rejected, now)
-	for k, err := range rejected {
-		o.rejected[k] = err
-		if _, again := known[k]; !again {
-			r.log.Error("service quarantined; its last applied version stands, all others are in place", "service", k, "error", err)
-		}
-	}
-	for k := range known {
-		if _, still := r.stages[stage].suspects[k]; !still {
+	q := r.stages[stage]
+	changed := q.settle(want, tried, rejected, now)
+	for _, k := range changed {
+		s, in := q.suspects[k]
+		if in {
+			r.log.Error("service quarantined; its last applied version stands, all others are in place", "service", k, "error", s.err)
+			r.memo.Rejected(k, stage, q.applied.Get(k))
+		} else {
 			r.log.Info("service out of quarantine", "service", k)
+			r.memo.Accepted(k, stage)
 		}
 	}
+	return changed
 }
 
 // probation returns when the next service in quarantine is tried again.

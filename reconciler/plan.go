@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"vipd/desired"
@@ -23,18 +22,26 @@ type Planned struct {
 // Plan tells what a pass would do with these sources and settings, and changes
 // nothing: neither the kernel nor what is remembered. It reads the kernel.
 func (r *Reconciler) Plan(ctx context.Context, view *discovery.View, s Settings) (p Planned, err error) {
-	waitErr := r.errand(ctx, func(loop context.Context) {
-		r.mu.Lock()
-		memo := r.memo.Clone()
-		stages := map[lb.Mode]*quarantine{}
-		for name, q := range r.stages {
-			stages[name] = q.clone()
-		}
-		r.mu.Unlock()
-		d := desired.Compute(memo, r.facts(view, s, time.Now()))
-		p, err = plan(loop, d, r.door, r.proxiers, stages, view.Spoken())
+	waitErr := r.errand(ctx, func(ctx context.Context) {
+		panicked := r.guard("plan", func() {
+			memo, stages := r.copies()
+			d := desired.Compute(memo, r.facts(view, s, time.Now()))
+			p, err = plan(ctx, d, r.door, r.proxiers, stages, view.Spoken())
+		})
+		err = errors.Join(err, panicked)
 	})
 	return p, errors.Join(waitErr, err)
+}
+
+// copies returns what a plan may change without consequences.
+func (r *Reconciler) copies() (*desired.Memo, map[lb.Mode]*quarantine) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stages := map[lb.Mode]*quarantine{}
+	for name, q := range r.stages {
+		stages[name] = q.clone()
+	}
+	return r.memo.Clone(), stages
 }
 
 // PlanOnce is Plan without a running daemon: from the memo of the last run and
@@ -62,16 +69,11 @@ func plan(ctx context.Context, d desired.Result, door Door, proxiers map[lb.Mode
 		maps.Copy(p.Rejected, rejected)
 		return nil
 	}
-	changes, err := door.Plan(ctx, stages[doorStage].admit(d.Door, now, true), how)
+	changes, err := door.Plan(ctx, d.Door, how)
 	err = add("door", changes, err)
-	for _, mode := range slices.Sorted(maps.Keys(proxiers)) {
-		want := d.Place[mode].Edit()
-		for k := range p.Rejected { // by the door: not served either, but what stands stays
-			if d.Place[mode].Get(k) != nil {
-				stages[mode].substitute(want, k)
-			}
-		}
-		changes, planErr := proxiers[mode].Plan(ctx, stages[mode].admit(want.Snapshot(), now, false), how)
+	refused := maps.Clone(p.Rejected)
+	for _, mode := range order(proxiers, d.Gained) {
+		changes, planErr := proxiers[mode].Plan(ctx, admit(stages[mode], d.Place[mode], refused, now), how)
 		err = errors.Join(err, add("mode "+string(mode), changes, planErr))
 	}
 	return p, err

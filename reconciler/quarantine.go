@@ -26,11 +26,12 @@ type suspect struct {
 type quarantine struct {
 	suspects map[lb.Key]suspect
 	applied  lb.Snapshot // what this stage has accepted last
+	former   lb.Snapshot // what stood at the end of the last run; empty once this run knows
 }
 
 // admit returns want with every service that is in quarantine replaced by its
 // last applied version, or left out if it never had one.
-func (q *quarantine) admit(want lb.Snapshot, now time.Time, retry bool) lb.Snapshot {
+func (q *quarantine) admit(want lb.Snapshot, now time.Time) lb.Snapshot {
 	var editor *lb.Editor
 	for k, s := range q.suspects {
 		svc := want.Get(k)
@@ -38,7 +39,7 @@ func (q *quarantine) admit(want lb.Snapshot, now time.Time, retry bool) lb.Snaps
 			delete(q.suspects, k)
 			continue
 		}
-		if !svc.Equal(s.service) || retry || !now.Before(s.until) {
+		if !svc.Equal(s.service) || !now.Before(s.until) {
 			continue
 		}
 		if editor == nil {
@@ -52,27 +53,34 @@ func (q *quarantine) admit(want lb.Snapshot, now time.Time, retry bool) lb.Snaps
 	return editor.Snapshot()
 }
 
-// substitute puts the last applied version of k into a snapshot.
+// substitute puts the last applied version of k into a snapshot, or takes k out.
 func (q *quarantine) substitute(e *lb.Editor, k lb.Key) {
-	if old := q.applied.Get(k); old != nil {
+	old := q.applied.Get(k)
+	if old == nil {
+		old = q.former.Get(k)
+	}
+	if old != nil {
 		e.Put(old)
 	} else {
 		e.Delete(k)
 	}
 }
 
-// settle notes what came of tried, in which rejected failed, and returns what
-// stands now.
-func (q *quarantine) settle(want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) lb.Snapshot {
+// settle notes what came of tried, in which rejected failed, and returns the keys
+// that came into quarantine or left it.
+func (q *quarantine) settle(want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) []lb.Key {
+	var changed []lb.Key
 	for k := range q.suspects {
 		_, again := rejected[k]
-		if svc := tried.Get(k); !again && svc != nil && svc.Equal(want.Get(k)) {
+		wanted, svc := want.Get(k), tried.Get(k)
+		if wanted == nil || !again && svc != nil && svc.Equal(wanted) {
 			delete(q.suspects, k)
+			changed = append(changed, k)
 		}
 	}
 	if len(rejected) == 0 {
-		q.applied = tried
-		return tried
+		q.applied, q.former = tried, lb.Snapshot{}
+		return changed
 	}
 	editor := tried.Edit()
 	for k, err := range rejected {
@@ -80,18 +88,25 @@ func (q *quarantine) settle(want, tried lb.Snapshot, rejected map[lb.Key]error, 
 		if svc == nil { // it was to be removed: the stage tries that again by itself
 			continue
 		}
-		delay := firstProbation
-		if s, again := q.suspects[k]; again && s.service.Equal(svc) {
-			delay = min(2*s.delay, lastProbation)
+		s, again := q.suspects[k]
+		switch {
+		case again && now.Before(s.until) && (svc.Equal(s.service) || !svc.Equal(want.Get(k))):
+			s.err = err // tried out of its turn, or its stand-in was: its time stays
+		case again && svc.Equal(s.service):
+			s.err, s.delay = err, min(2*s.delay, lastProbation)
+			s.until = now.Add(s.delay)
+		default:
+			s = suspect{err: err, service: svc, delay: firstProbation, until: now.Add(firstProbation)}
+			changed = append(changed, k)
 		}
 		if q.suspects == nil {
 			q.suspects = map[lb.Key]suspect{}
 		}
-		q.suspects[k] = suspect{err: err, service: svc, delay: delay, until: now.Add(delay)}
+		q.suspects[k] = s
 		q.substitute(editor, k)
 	}
-	q.applied = editor.Snapshot()
-	return q.applied
+	q.applied, q.former = editor.Snapshot(), lb.Snapshot{}
+	return changed
 }
 
 // due returns when the next suspect is tried again, or the zero time.
@@ -115,5 +130,5 @@ func (q *quarantine) errors() map[lb.Key]error {
 }
 
 func (q *quarantine) clone() *quarantine {
-	return &quarantine{suspects: maps.Clone(q.suspects), applied: q.applied}
+	return &quarantine{suspects: maps.Clone(q.suspects), applied: q.applied, former: q.former}
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,9 @@ type Door interface {
 	// Shut comes before the proxiers: what they rest on stands, and VIPs that go
 	// are shut. A *proxier.Failed names services whose VIP this host refuses.
 	Shut(ctx context.Context, want lb.Snapshot, how proxier.How) error
-	// Open comes after them: VIPs that came are opened.
+	// Open comes after them: VIPs that came are opened and, if how.Prune, what no
+	// service of want needs any more is cleared away. A *proxier.Failed names
+	// services whose VIP could not be put up.
 	Open(ctx context.Context, want lb.Snapshot, how proxier.How) error
 	// Plan tells what both would do.
 	Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error)
@@ -79,8 +82,10 @@ type Reconciler struct {
 	// Owned by the goroutine of Run.
 	throttle throttle
 	waiters  []waiter
-	ready    bool // the start gate is open
-	pruned   bool // a pass that may remove has succeeded
+	ready    bool            // the start gate is open
+	pruned   bool            // a pass that may remove has succeeded
+	served   *discovery.View // of the last pass; nil: there was none
+	failure  error           // how it ended
 
 	mu       sync.Mutex // guards what a pass writes and Status reads
 	settings Settings
@@ -102,7 +107,8 @@ type request struct{ reason string }
 // waiter waits for the end of a pass that served some view.
 type waiter struct {
 	serves func(*discovery.View) bool
-	done   chan error
+	done   chan error      // has room for the answer
+	gone   <-chan struct{} // closed when nobody waits any more
 }
 
 // New returns a Reconciler that has not started.
@@ -113,7 +119,7 @@ func New(o Options) *Reconciler {
 		settings: o.Settings, memo: o.Memo, stages: map[lb.Mode]*quarantine{doorStage: {}}, view: o.Views.Get(),
 	}
 	for mode := range o.Proxiers {
-		r.stages[mode] = &quarantine{}
+		r.stages[mode] = &quarantine{former: o.Memo.Standing(mode)}
 	}
 	r.tune()
 	return r
@@ -176,25 +182,41 @@ func (r *Reconciler) wake() time.Time {
 // Trigger asks for a pass that reads the kernel. It never blocks.
 func (r *Reconciler) Trigger(reason string) { r.kick.Set(request{reason}) }
 
-// errand runs f on the loop's goroutine, between two passes.
+// errand runs f on the loop's goroutine, between two passes. The context of f
+// ends with that of either side.
 func (r *Reconciler) errand(ctx context.Context, f func(context.Context)) error {
 	done := make(chan struct{})
+	run := func(loop context.Context) {
+		defer close(done)
+		both, cancel := context.WithCancel(loop)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		f(both)
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-r.ended:
 		return errEnded
-	case r.errands <- func(loop context.Context) { f(loop); close(done) }:
+	case r.errands <- run:
 	}
 	<-done
 	return nil
 }
 
 // Await returns when a pass has ended that served a view of which serves is
-// true, with the error of that pass.
+// true, with the error of that pass. If the last pass did and nothing was asked
+// for since, that is its answer.
 func (r *Reconciler) Await(ctx context.Context, serves func(*discovery.View) bool) error {
-	w := waiter{serves: serves, done: make(chan error, 1)}
-	if err := r.errand(ctx, func(context.Context) { r.waiters = append(r.waiters, w) }); err != nil {
+	w := waiter{serves: serves, done: make(chan error, 1), gone: ctx.Done()}
+	enlist := func(context.Context) {
+		if r.served != nil && r.throttle.wanted.IsZero() && serves(r.served) {
+			w.done <- r.failure
+			return
+		}
+		r.waiters = append(r.waiters, w)
+	}
+	if err := r.errand(ctx, enlist); err != nil {
 		return err
 	}
 	select {
@@ -203,6 +225,23 @@ func (r *Reconciler) Await(ctx context.Context, serves func(*discovery.View) boo
 	case err := <-w.done:
 		return err
 	}
+}
+
+// answer tells the waiters whom a pass on this view served how it ended.
+func (r *Reconciler) answer(view *discovery.View, err error) {
+	r.served, r.failure = view, err
+	r.waiters = slices.DeleteFunc(r.waiters, func(w waiter) bool {
+		select {
+		case <-w.gone:
+			return true
+		default:
+		}
+		if !w.serves(view) {
+			return false
+		}
+		w.done <- err
+		return true
+	})
 }
 
 // dismiss tells every waiter that no pass will come.

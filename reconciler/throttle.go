@@ -74,6 +74,9 @@ func (t *throttle) end(now time.Time, fresh, failed bool, due time.Time) {
 		return
 	}
 	t.delay = min(max(2*t.delay, firstRetry), lastRetry)
+	if !due.After(now) { // what is overdue comes with the retry, not before
+		t.due = time.Time{}
+	}
 	jitter := rand.N(t.delay / 10) //nolint:gosec // spreads retries, keeps no secret
 	t.retry = now.Add(t.delay + jitter)
 	if fresh { // a kernel that cannot be read is asked again with the retry, not at once

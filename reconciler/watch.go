@@ -8,9 +8,9 @@ import (
 	"vipd/proxier"
 )
 
-// watchRetry is how long a watch that broke off waits before it begins again.
-// What happens meanwhile is found by the pass asked for at its start.
-const watchRetry = time.Second
+// A watch that broke off begins again after firstRetry, doubling to lastRetry
+// until it held for longer than that. What happened meanwhile is found by the pass
+// that it asks for when it begins again.
 
 // watch runs the watch of every stage that has one, until ctx ends.
 func (r *Reconciler) watch(ctx context.Context, group *sync.WaitGroup) {
@@ -26,7 +26,8 @@ func (r *Reconciler) watch(ctx context.Context, group *sync.WaitGroup) {
 }
 
 func (r *Reconciler) watchOne(ctx context.Context, name string, w proxier.Watcher) {
-	for {
+	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
+		began := time.Now()
 		err := w.Watch(ctx, func(d proxier.Drift) {
 			reason := d.Object
 			if d.By != "" {
@@ -37,11 +38,14 @@ func (r *Reconciler) watchOne(ctx context.Context, name string, w proxier.Watche
 		if ctx.Err() != nil {
 			return
 		}
+		if time.Since(began) > lastRetry {
+			retry = firstRetry
+		}
 		r.log.Warn("the watch for foreign changes broke off; beginning again", "stage", name, "error", err)
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(watchRetry):
+		case <-time.After(retry):
 			r.Trigger("the watch of " + name + " broke off")
 		}
 	}
