@@ -92,7 +92,7 @@ func checksum(b []byte) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	return ^uint16(sum) //nolint:gosec // folded
+	return ^uint16(sum)
 }
 
 // generation returns the number of the nftables rule set: each commit of anybody

@@ -28,7 +28,7 @@ func (l *Load) Send(f Flows) {
 		l.group.Go(func() {
 			port := f.Port
 			if port != 0 {
-				port += uint16(i) //nolint:gosec // the caller's range of ports
+				port += uint16(i)
 			}
 			if err := l.sendFlow(f, port); err != nil {
 				l.datagrams.settle(time.Now(), "", err)

@@ -27,9 +27,8 @@ type Load struct {
 
 	connections, held, datagrams *account
 
-	// A Load is the life of its traffic, so it keeps the contexts of that.
-	all   context.Context // ends every wait
-	stop  context.Context // ends what begins new traffic: see Stop
+	all   context.Context //nolint:containedctx // a Load is the life of its traffic: this ends every wait
+	stop  context.Context //nolint:containedctx // and this what begins new traffic, see Stop
 	halt  context.CancelFunc
 	group sync.WaitGroup
 }

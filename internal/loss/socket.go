@@ -97,7 +97,7 @@ func (p *ports) open(kind int, target netip.AddrPort) (*socket, error) {
 		if p.next++; p.next >= lastPort {
 			p.next = firstPort
 		}
-		s, err := open(kind, target, uint16(p.next)) //nolint:gosec // below lastPort
+		s, err := open(kind, target, uint16(p.next))
 		if !errors.Is(err, unix.EADDRINUSE) || try == 64 {
 			return s, err
 		}

@@ -36,7 +36,7 @@ func main() {
 	case errors.Is(err, flag.ErrHelp):
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "lossgen:", err)
-		os.Exit(2) //nolint:gocritic // stop only restores the signals
+		os.Exit(2)
 	case lost:
 		os.Exit(1)
 	}
