@@ -63,6 +63,20 @@ func (h *host) enter(ctx context.Context, call string) func() {
 	return func() { h.busy = false; h.mu.Unlock() }
 }
 
+// inject changes what the host does, between two calls.
+func (h *host) inject(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f()
+}
+
+// passes returns how often a mode was synced.
+func (h *host) passes(m lb.Mode) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.modes[m].syncs)
+}
+
 // calls returns what was called since it was asked last.
 func (h *host) calls() string {
 	h.mu.Lock()

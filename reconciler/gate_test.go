@@ -63,7 +63,7 @@ func TestB53_SetOfTheLastRunCountsForAdditionsAtOnce(t *testing.T) {
 		w.wants("before", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
 		w.kill()
 		clear(w.modes[ipt].kernel) // a reboot
-		clear(w.open)
+		w.inject(func() { clear(w.open) })
 		w.calls()
 		w.restart()
 		w.wants("from state/ alone, at once", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
@@ -86,8 +86,8 @@ func TestF2_WithoutStateTheKernelIsKeptUntilTheSourcesSpeak(t *testing.T) {
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		w.wants("before", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
 		w.kill()
-		clear(w.entries)
-		clear(w.claims)
+		w.inject(func() { clear(w.entries) })
+		w.inject(func() { clear(w.claims) })
 		w.restart()
 		w.wait(time.Hour)
 		w.wants("state/ is lost and the store is down", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
@@ -143,7 +143,7 @@ func TestF60_MoveThatTheNewModeRejectsLeavesTheVIPUp(t *testing.T) {
 		w.start()
 		w.says(svc("1:80 a*1"))
 		w.pass()
-		w.modes[ipvs].reject = reject("1:80")
+		w.inject(func() { w.modes[ipvs].reject = reject("1:80") })
 		w.says(inMode(svc("1:80 a*1"), ipvs))
 		w.pass()
 		w.wants("it drains where it was", "iptables 1:80 a*drain open")
@@ -198,14 +198,14 @@ func TestStateIsWrittenBeforeTheKernel(t *testing.T) {
 func TestF119_StateThatCannotBeWrittenStopsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
-		w.stateFail = errors.New("no space left on device")
+		w.inject(func() { w.stateFail = errors.New("no space left on device") })
 		w.start()
 		w.says(svc("1:80 a*1"))
 		w.wants("served all the same", "iptables 1:80 a*1 open")
 		if s := w.r.Status(); s.Pass.StateError == "" || s.Pass.Error != "" {
 			t.Errorf("status %+v", s.Pass)
 		}
-		w.stateFail = nil
+		w.inject(func() { w.stateFail = nil })
 		w.says(svc("1:80 a*2"))
 		w.pass()
 		if s := w.r.Status(); s.Pass.StateError != "" {

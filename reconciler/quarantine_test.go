@@ -21,7 +21,7 @@ func reject(texts ...string) map[lb.Key]bool {
 func TestB59_OneBadServiceIsQuarantinedAllOthersAreApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
-		w.modes[ipt].reject = reject("2:80")
+		w.inject(func() { w.modes[ipt].reject = reject("2:80") })
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"), svc("3:80 c*1"))
 		w.wants("never applied: not opened", "iptables 1:80 a*1 open", "iptables 3:80 c*1 open")
@@ -34,7 +34,7 @@ func TestB59_OneBadServiceIsQuarantinedAllOthersAreApplied(t *testing.T) {
 		w.says(svc("1:80 a*2"), svc("2:80 b*1"), svc("3:80 c*1"))
 		w.pass()
 		w.wants("the others go on", "iptables 1:80 a*2 open", "iptables 3:80 c*1 open")
-		w.modes[ipt].reject = nil
+		w.inject(func() { w.modes[ipt].reject = nil })
 		w.says(svc("1:80 a*2"), svc("2:80 b*7"), svc("3:80 c*1"))
 		w.pass()
 		w.wants("a changed version is tried at once", "iptables 1:80 a*2 open", "iptables 2:80 b*7 open", "iptables 3:80 c*1 open")
@@ -50,7 +50,7 @@ func TestB59_LastAppliedVersionStands(t *testing.T) {
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		w.pass()
-		w.modes[ipt].reject = reject("2:80")
+		w.inject(func() { w.modes[ipt].reject = reject("2:80") })
 		w.says(svc("1:80 a*1"), svc("2:80 b*2"))
 		w.pass()
 		w.wants("old version", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
@@ -69,15 +69,15 @@ func TestB59_TriedAgainWhenItsOwnBackOffEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
 		w.s.SyncPeriod = 24 * time.Hour
-		w.modes[ipt].reject = reject("2:80")
+		w.inject(func() { w.modes[ipt].reject = reject("2:80") })
 		tried := []time.Duration{}
 		start := time.Now()
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		synctest.Wait()
 		for range 9 {
-			before := len(w.modes[ipt].syncs)
-			for len(w.modes[ipt].syncs) == before {
+			before := w.passes(ipt)
+			for w.passes(ipt) == before {
 				w.wait(time.Second)
 			}
 			tried = append(tried, time.Since(start))
@@ -89,7 +89,7 @@ func TestB59_TriedAgainWhenItsOwnBackOffEnds(t *testing.T) {
 				t.Fatalf("tried again after %v, want %v seconds", tried, want)
 			}
 		}
-		w.modes[ipt].reject = nil
+		w.inject(func() { w.modes[ipt].reject = nil })
 		w.wait(5 * time.Minute)
 		w.wants("the kernel takes it now", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
 	})
@@ -101,7 +101,7 @@ func TestB59_QuarantineOutlivesARestart(t *testing.T) {
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		w.pass()
-		w.modes[ipt].reject = reject("2:80", "3:80")
+		w.inject(func() { w.modes[ipt].reject = reject("2:80", "3:80") })
 		specs := []*lb.Spec{svc("1:80 a*1"), svc("2:80 b*2"), svc("3:80 c*1")}
 		w.says(specs...)
 		w.pass()
@@ -118,7 +118,7 @@ func TestB59_QuarantineOutlivesARestart(t *testing.T) {
 			}
 		}
 		w.wantsWrites("in all", 0)
-		w.modes[ipt].reject = nil
+		w.inject(func() { w.modes[ipt].reject = nil })
 		w.wait(5 * time.Minute)
 		w.wants("in the end", "iptables 1:80 a*1 open", "iptables 2:80 b*2 open", "iptables 3:80 c*1 open")
 		w.restart()
@@ -129,14 +129,14 @@ func TestB59_QuarantineOutlivesARestart(t *testing.T) {
 func TestB71_ServiceThatTheDoorRefusesIsNotServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
-		w.doorReject["shut"] = reject("2:80")
+		w.inject(func() { w.doorReject["shut"] = reject("2:80") })
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		w.wants("refused", "iptables 1:80 a*1 open")
 		if got := w.state("2:80"); !strings.HasPrefix(got, "iptables quarantined") {
 			t.Errorf("status %q", got)
 		}
-		w.doorReject["shut"] = nil
+		w.inject(func() { w.doorReject["shut"] = nil })
 		w.wait(10 * time.Second)
 		w.wants("later taken", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
 	})
@@ -153,15 +153,13 @@ func TestB7_FamilyThatTheDoorCannotGuardKeepsWhatItHas(t *testing.T) {
 		w.written()
 		// After the restart the tool of the family fails once: all of its VIPs are refused.
 		open := w.open
-		w.open = map[lb.Key]bool{}
-		w.doorReject["shut"] = reject("1:80", "2:80")
+		w.inject(func() { w.open = map[lb.Key]bool{} })
+		w.inject(func() { w.doorReject["shut"] = reject("1:80", "2:80") })
 		w.restart()
 		w.says(specs...)
 		synctest.Wait()
-		w.doorReject["shut"] = nil
-		for k := range open {
-			w.open[k] = true
-		}
+		w.inject(func() { w.doorReject["shut"] = nil })
+		w.inject(func() { w.open = open })
 		w.r.Trigger("the next pass comes before the probation")
 		w.pass()
 		w.wants("nothing is taken down", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
@@ -172,19 +170,19 @@ func TestB7_FamilyThatTheDoorCannotGuardKeepsWhatItHas(t *testing.T) {
 func TestVIPThatCannotBePutUpIsQuarantined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
-		w.doorReject["open"] = reject("2:80")
+		w.inject(func() { w.doorReject["open"] = reject("2:80") })
 		w.start()
 		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
 		w.wants("not open", "iptables 1:80 a*1 open", "iptables 2:80 b*1")
 		if s := w.r.Status(); s.Pass.Error != "" || !strings.HasPrefix(w.state("2:80"), "iptables quarantined") {
 			t.Errorf("pass %+v, service %q", s.Pass, w.state("2:80"))
 		}
-		before := len(w.modes[ipt].syncs)
+		before := w.passes(ipt)
 		w.wait(time.Minute)
-		if n := len(w.modes[ipt].syncs) - before; n > 8 {
+		if n := w.passes(ipt) - before; n > 8 {
 			t.Errorf("%d passes in a minute for one bad VIP", n)
 		}
-		w.doorReject["open"] = nil
+		w.inject(func() { w.doorReject["open"] = nil })
 		w.wait(time.Minute)
 		w.wants("put up", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open")
 	})
@@ -198,14 +196,14 @@ func TestB72_DoorErrorTouchesNothing(t *testing.T) {
 		w.pass()
 		w.written()
 		w.calls()
-		w.doorFail["shut"] = errors.New("cannot list addresses")
+		w.inject(func() { w.doorFail["shut"] = errors.New("cannot list addresses") })
 		w.says(svc("1:80 a*1"))
 		w.wait(time.Minute)
 		w.wantsWrites("the door does not know what it has", 0)
 		if s := w.r.Status(); !strings.Contains(s.Pass.Error, "cannot list addresses") || s.Ready {
 			t.Errorf("status %+v", s.Pass)
 		}
-		delete(w.doorFail, "shut")
+		w.inject(func() { delete(w.doorFail, "shut") })
 		w.wait(time.Minute)
 		w.wants("recovered", "iptables 1:80 a*1 open")
 	})
@@ -218,7 +216,7 @@ func TestB63_UnknownOutcomeAfterARestartClosesNoDoor(t *testing.T) {
 		w.says(svc("1:80 a*1"), inMode(svc("2:80 b*1"), ipvs))
 		w.pass()
 		specs := w.view.Sources[0].Services
-		w.modes[ipt].fail = errors.New("iptables-restore: killed")
+		w.inject(func() { w.modes[ipt].fail = errors.New("iptables-restore: killed") })
 		w.restart()
 		w.says(specs...)
 		w.written()
@@ -228,7 +226,7 @@ func TestB63_UnknownOutcomeAfterARestartClosesNoDoor(t *testing.T) {
 		w.says(append(specs, svc("3:80 c*1"), inMode(svc("4:80 d*1"), ipvs))...)
 		w.wait(time.Minute)
 		w.wants("the other mode goes on", "iptables 1:80 a*1 open", "ipvs 2:80 b*1 open", "ipvs 4:80 d*1 open")
-		w.modes[ipt].fail = nil
+		w.inject(func() { w.modes[ipt].fail = nil })
 		w.wait(time.Minute)
 		w.wants("recovered", "iptables 1:80 a*1 open", "iptables 3:80 c*1 open", "ipvs 2:80 b*1 open", "ipvs 4:80 d*1 open")
 	})
