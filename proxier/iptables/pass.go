@@ -114,6 +114,17 @@ func (p *pass) strayed() bool {
 	return slices.ContainsFunc(p.memory.strays, func(k lb.Key) bool { return p.want.Get(k) == nil })
 }
 
+// entryError is a refused skeleton. No service is guilty of that and nothing is to
+// be bisected, so it does not unwrap to the RestoreError.
+type entryError struct {
+	family netfilter.Family
+	cause  error
+}
+
+func (e *entryError) Error() string {
+	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
+}
+
 // touched reports whether anybody, we too, may have written since the last read.
 // After writes of our own the table is read once more: only then is it known how
 // the kernel spells them, and that somebody changes a rule of theirs can be seen.
@@ -288,8 +299,7 @@ func (p *pass) commit(ctx context.Context, c commit) error {
 	if !p.dry {
 		err := p.kernel.Restore(ctx, c.script())
 		if refused(err) && !c.repair.Empty() {
-			// No service is guilty of that, so nothing is to be bisected.
-			return fmt.Errorf("%s table %s: the way into our chains: %s", p.family, table, err)
+			return &entryError{p.family, err}
 		}
 		if err != nil {
 			return fmt.Errorf("%s table %s: %w", p.family, table, err)
