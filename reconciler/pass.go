@@ -122,43 +122,36 @@ type outcome struct {
 // door clears nothing away.
 func (r *Reconciler) apply(ctx context.Context, d desired.Result, how proxier.How, now time.Time) outcome {
 	var o outcome
-	err := r.door.Shut(ctx, d.Door, how)
+	want := r.admitAll(d, now)
+	err := r.door.Shut(ctx, want, how)
 	refused, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
 		o.err = fmt.Errorf("door: %w", err)
 		return o
 	}
-	door := r.stages[doorStage]
-	open := d.Door.Edit()
-	for k := range refused {
-		door.substitute(open, k)
-	}
 	for _, mode := range order(r.proxiers, d.Gained) {
 		if err := r.sync(ctx, mode, d.Place[mode], refused, how, now, &o); err != nil {
 			o.err = errors.Join(o.err, fmt.Errorf("mode %s: %w", mode, err))
 		}
-		r.keepShut(open, mode, d.Place[mode])
 	}
 	how.Prune = how.Prune && o.err == nil
-	opened := open.Snapshot()
+	opened := r.stages.toOpen(d, refused)
 	err = r.door.Open(ctx, opened, how)
 	more, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
 		o.err = errors.Join(o.err, fmt.Errorf("door: %w", err))
-		opened = door.applied
+		opened = r.stages[doorStage].applied
 	}
-	rejected := maps.Clone(refused)
-	if rejected == nil {
-		rejected = map[lb.Key]error{}
-	}
+	rejected := map[lb.Key]error{}
+	maps.Copy(rejected, refused)
 	maps.Copy(rejected, more)
 	tried := opened.Edit()
 	for k := range rejected {
-		if svc := d.Door.Get(k); svc != nil {
+		if svc := want.Get(k); svc != nil {
 			tried.Put(svc)
 		}
 	}
-	r.settle(doorStage, d.Door, tried.Snapshot(), rejected, now)
+	r.settle(doorStage, want, tried.Snapshot(), rejected, now)
 	return o
 }
 
@@ -192,49 +185,18 @@ func (r *Reconciler) sync(ctx context.Context, mode lb.Mode, want lb.Snapshot, r
 	return nil
 }
 
-// keepShut takes the services out that a mode could not put in place, and that
-// have no older version to stand in, here or in the mode they come from: their
-// VIP:port is not opened for them.
-func (r *Reconciler) keepShut(open *lb.Editor, mode lb.Mode, want lb.Snapshot) {
-	for _, k := range missing(want, r.stages[mode].applied) {
-		open.Delete(k)
-		for other := range r.proxiers {
-			if old := r.stages[other].applied.Get(k); old != nil {
-				open.Put(old)
-			}
-		}
-	}
-}
-
-// missing lists the keys that want has and applied has not.
-func missing(want, applied lb.Snapshot) []lb.Key {
-	var keys []lb.Key
-	for before, after := range want.Diff(applied) {
-		if before == nil && after != nil {
-			keys = append(keys, after.Key)
-		}
-	}
-	return keys
-}
-
 // admit returns what a mode is to be asked for.
 func (r *Reconciler) admit(mode lb.Mode, want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return admit(r.stages[mode], want, refused, now)
+	return r.stages[mode].admitBut(want, refused, now)
 }
 
-func admit(q *quarantine, want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
-	if len(refused) > 0 {
-		editor := want.Edit()
-		for k := range refused {
-			if want.Get(k) != nil {
-				q.substitute(editor, k)
-			}
-		}
-		want = editor.Snapshot()
-	}
-	return q.admit(want, now)
+// admitAll returns what the door is to expect.
+func (r *Reconciler) admitAll(d desired.Result, now time.Time) lb.Snapshot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stages.toShut(d, now)
 }
 
 // settle notes what a stage rejected, and logs what is new about it. It returns

@@ -34,14 +34,14 @@ func (r *Reconciler) Plan(ctx context.Context, view *discovery.View, s Settings)
 }
 
 // copies returns what a plan may change without consequences.
-func (r *Reconciler) copies() (*desired.Memo, map[lb.Mode]*quarantine) {
+func (r *Reconciler) copies() (*desired.Memo, stages) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	stages := map[lb.Mode]*quarantine{}
+	copied := stages{}
 	for name, q := range r.stages {
-		stages[name] = q.clone()
+		copied[name] = q.clone()
 	}
-	return r.memo.Clone(), stages
+	return r.memo.Clone(), copied
 }
 
 // PlanOnce is Plan without a running daemon: from the memo of the last run and
@@ -56,25 +56,38 @@ func PlanOnce(ctx context.Context, o Options) (Planned, error) {
 // plan asks every stage what it would do, in the order of a pass. stages are
 // the caller's to lose.
 func plan(ctx context.Context, d desired.Result, door Door, proxiers map[lb.Mode]proxier.Proxier,
-	stages map[lb.Mode]*quarantine, prune bool,
+	s stages, prune bool,
 ) (Planned, error) {
 	how, now := proxier.How{Fresh: true, Prune: prune}, time.Now()
-	p := Planned{Rejected: map[lb.Key]error{}}
-	add := func(stage string, changes []proxier.Change, err error) error {
-		p.Changes = append(p.Changes, changes...)
-		rejected, partial := proxier.FailedServices(err)
-		if err != nil && !partial {
-			return fmt.Errorf("%s: %w", stage, err)
-		}
-		maps.Copy(p.Rejected, rejected)
-		return nil
+	want := s.toShut(d, now)
+	changes, err := door.Plan(ctx, want, how)
+	refused, partial := proxier.FailedServices(err)
+	if err != nil && !partial { // a pass would end here as well
+		return Planned{}, fmt.Errorf("door: %w", err)
 	}
-	changes, err := door.Plan(ctx, d.Door, how)
-	err = add("door", changes, err)
-	refused := maps.Clone(p.Rejected)
+	p, served := Planned{Rejected: map[lb.Key]error{}}, []proxier.Change{}
+	maps.Copy(p.Rejected, refused)
+	err = nil
 	for _, mode := range order(proxiers, d.Gained) {
-		changes, planErr := proxiers[mode].Plan(ctx, admit(stages[mode], d.Place[mode], refused, now), how)
-		err = errors.Join(err, add("mode "+string(mode), changes, planErr))
+		admitted := s[mode].admitBut(d.Place[mode], refused, now)
+		more, planErr := proxiers[mode].Plan(ctx, admitted, how)
+		rejected, partial := proxier.FailedServices(planErr)
+		if planErr != nil && !partial {
+			err = errors.Join(err, fmt.Errorf("mode %s: %w", mode, planErr))
+			continue
+		}
+		served = append(served, more...)
+		maps.Copy(p.Rejected, rejected)
+		s[mode].settle(d.Place[mode], admitted, rejected, now)
 	}
+	if len(p.Rejected) > len(refused) { // what a mode would reject is not opened
+		var doorErr error
+		if changes, doorErr = door.Plan(ctx, s.toOpen(d, refused), how); doorErr != nil {
+			if _, partial := proxier.FailedServices(doorErr); !partial {
+				err = errors.Join(err, fmt.Errorf("door: %w", doorErr))
+			}
+		}
+	}
+	p.Changes = append(changes, served...)
 	return p, err
 }

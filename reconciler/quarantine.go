@@ -53,6 +53,21 @@ func (q *quarantine) admit(want lb.Snapshot, now time.Time) lb.Snapshot {
 	return editor.Snapshot()
 }
 
+// admitBut is admit for a mode behind a door that refused some services: they are
+// not served either, but what stands stays.
+func (q *quarantine) admitBut(want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
+	if len(refused) > 0 {
+		editor := want.Edit()
+		for k := range refused {
+			if want.Get(k) != nil {
+				q.substitute(editor, k)
+			}
+		}
+		want = editor.Snapshot()
+	}
+	return q.admit(want, now)
+}
+
 // substitute puts the last applied version of k into a snapshot, or takes k out.
 func (q *quarantine) substitute(e *lb.Editor, k lb.Key) {
 	old := q.applied.Get(k)

@@ -90,13 +90,10 @@ type Reconciler struct {
 	mu       sync.Mutex // guards what a pass writes and Status reads
 	settings Settings
 	memo     *desired.Memo
-	stages   map[lb.Mode]*quarantine // the door is the stage without a name
+	stages   stages // the door is the stage without a name
 	pass     PassStatus
 	view     *discovery.View
 }
-
-// doorStage is the name of the door among the stages.
-const doorStage lb.Mode = ""
 
 // errEnded is the answer to whoever asks a Reconciler that does not run any more.
 var errEnded = errors.New("vipd is stopping")
@@ -116,7 +113,7 @@ func New(o Options) *Reconciler {
 	r := &Reconciler{
 		views: o.Views, door: o.Door, proxiers: o.Proxiers, recorder: o.Recorder, restored: o.Restored, log: o.Log,
 		started: time.Now(), kick: latest.New(request{}), errands: make(chan func(context.Context)), ended: make(chan struct{}),
-		settings: o.Settings, memo: o.Memo, stages: map[lb.Mode]*quarantine{doorStage: {}}, view: o.Views.Get(),
+		settings: o.Settings, memo: o.Memo, stages: stages{doorStage: {}}, view: o.Views.Get(),
 	}
 	for mode := range o.Proxiers {
 		r.stages[mode] = &quarantine{former: o.Memo.Standing(mode)}
@@ -185,6 +182,9 @@ func (r *Reconciler) Trigger(reason string) { r.kick.Set(request{reason}) }
 // errand runs f on the loop's goroutine, between two passes. The context of f
 // ends with that of either side.
 func (r *Reconciler) errand(ctx context.Context, f func(context.Context)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	done := make(chan struct{})
 	run := func(loop context.Context) {
 		defer close(done)

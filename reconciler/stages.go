@@ -1,0 +1,70 @@
+package reconciler
+
+import (
+	"time"
+
+	"vipd/desired"
+	"vipd/lb"
+)
+
+// doorStage is the name of the door among the stages.
+const doorStage lb.Mode = ""
+
+// stages hold what each stage of a pass has accepted and rejected.
+type stages map[lb.Mode]*quarantine
+
+// toShut returns what the door is to expect in this pass: every service as its
+// mode is going to be asked for it. So what the door keeps for a service (who is
+// masqueraded) fits the version that stands, and a service that is not even tried
+// causes no writes.
+func (s stages) toShut(d desired.Result, now time.Time) lb.Snapshot {
+	actual := map[lb.Mode]lb.Snapshot{}
+	for mode, q := range s {
+		if mode != doorStage {
+			actual[mode] = q.admitBut(d.Place[mode], nil, now)
+		}
+	}
+	return s.faces(d, actual).Snapshot()
+}
+
+// toOpen returns what the door is to open after the modes have done their part:
+// every service as it stands, without those that do not stand in any version, and
+// those whose VIP was refused.
+func (s stages) toOpen(d desired.Result, refused map[lb.Key]error) lb.Snapshot {
+	actual := map[lb.Mode]lb.Snapshot{}
+	for mode, q := range s {
+		if mode != doorStage {
+			actual[mode] = q.applied
+		}
+	}
+	open := s.faces(d, actual)
+	for k := range refused {
+		s[doorStage].substitute(open, k)
+	}
+	return open.Snapshot()
+}
+
+// faces returns the services as the outside sees them when each mode serves
+// actual in place of what was decided for it. A service that its mode does not
+// serve is still what the mode it comes from makes of it.
+func (s stages) faces(d desired.Result, actual map[lb.Mode]lb.Snapshot) *lb.Editor {
+	faces := d.Door.Edit()
+	for mode, snapshot := range actual {
+		for is, want := range d.Place[mode].Diff(snapshot) {
+			if want == nil || !want.Equal(d.Door.Get(want.Key)) { // another mode is its face
+				continue
+			}
+			for other, q := range s {
+				if is == nil && other != doorStage && other != mode {
+					is = q.applied.Get(want.Key)
+				}
+			}
+			if is == nil {
+				faces.Delete(want.Key)
+			} else {
+				faces.Put(is)
+			}
+		}
+	}
+	return faces
+}
