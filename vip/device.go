@@ -176,11 +176,19 @@ func (p *pass) tryAddAddresses(ctx context.Context, f *family) (refused map[neti
 	for _, a := range addrs {
 		if _, bad := refused[a]; !bad {
 			f.addrs.added(a)
+			p.noteOpened(a)
 			delete(p.s.misshapen, a)
 		}
 	}
 	p.report("VIPs up", addrs)
 	return refused, nil
+}
+
+func (p *pass) noteOpened(a netip.Addr) {
+	if p.opened == nil {
+		p.opened = map[netip.Addr]struct{}{}
+	}
+	p.opened[a] = struct{}{}
 }
 
 // clearMisshapen takes wanted IPv4 addresses off the device that stand there in

@@ -60,9 +60,15 @@ type Options struct {
 	Device string       // the device that holds the VIPs; DefaultDevice
 	Mark   uint32       // one bit of packet mark and connmark; netfilter.DefaultMark
 	ARP    ARP          // ARPUnmanaged
+	Evict  Evictor      // ends flows that began before their VIP was open; nil: nobody does
 	Log    *slog.Logger // slog.Default()
 
 	kernel *kernel // nil: the running kernel
+}
+
+// Evictor ends flows in the background. *netfilter.Evictor is one.
+type Evictor interface {
+	Evict(evictions ...netfilter.Eviction)
 }
 
 // kernel is all that the door touches.
@@ -80,6 +86,7 @@ type Door struct {
 	device string
 	mark   uint32
 	arp    ARP
+	evict  Evictor
 	log    *slog.Logger
 	kernel *kernel
 
@@ -93,7 +100,7 @@ type Door struct {
 
 // New returns a Door. It touches nothing yet.
 func New(o Options) (*Door, error) {
-	d := &Door{device: o.Device, mark: o.Mark, arp: o.ARP, log: o.Log, kernel: o.kernel, busy: make(chan struct{}, 1), state: newState()}
+	d := &Door{device: o.Device, mark: o.Mark, arp: o.ARP, evict: o.Evict, log: o.Log, kernel: o.kernel, busy: make(chan struct{}, 1), state: newState()}
 	if d.device == "" {
 		d.device = DefaultDevice
 	}
@@ -161,6 +168,7 @@ func (d *Door) Open(ctx context.Context, want lb.Snapshot, how proxier.How) erro
 	defer d.unlock()
 	p := &pass{d: d, s: d.state, how: how}
 	failed, err := p.open(ctx, want)
+	p.endEarly(want)
 	if err := p.noteMarks(ctx); err != nil {
 		d.log.Warn("it cannot be found out who else uses our mark", "error", err)
 	}

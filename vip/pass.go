@@ -20,7 +20,8 @@ type pass struct {
 	how  proxier.How
 	plan *[]proxier.Change // nil: writes are made; else they are only noted here
 
-	sets map[string]netfilter.Set // as listed, once a pass; nil: not yet
+	sets   map[string]netfilter.Set // as listed, once a pass; nil: not yet
+	opened map[netip.Addr]struct{}  // the VIPs that this pass put up
 }
 
 // do makes a write, or notes what it would change.
@@ -173,6 +174,19 @@ func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error
 	refused, err := p.addAddresses(ctx, f)
 	maps.Copy(failed, refused)
 	return err
+}
+
+// endEarly ends the UDP flows to a VIP that began before it was open: conntrack
+// would keep them untranslated for as long as their clients go on.
+func (p *pass) endEarly(want lb.Snapshot) {
+	if len(p.opened) == 0 || p.d.evict == nil {
+		return
+	}
+	for svc := range want.All() {
+		if _, fresh := p.opened[svc.Key.Addr]; fresh && svc.Key.Protocol == lb.UDP {
+			p.d.evict.Evict(netfilter.Eviction{Key: svc.Key, Backend: svc.Key.AddrPort()})
+		}
+	}
 }
 
 // takeDown takes down the VIPs that nobody wants: off the device, then out of

@@ -17,7 +17,6 @@ import (
 	"vipd/internal/latest"
 	"vipd/reconciler"
 	"vipd/state"
-	"vipd/vip"
 )
 
 // daemon is a running vipd: the parts, and the configuration in force.
@@ -28,8 +27,7 @@ type daemon struct {
 	level      *slog.LevelVar
 	static     *static.Source
 	hub        *discovery.Hub
-	door       *vip.Door
-	proxiers   *proxiers
+	host       *host
 	reconciler *reconciler.Reconciler
 	store      *state.Store
 	reloads    *latest.Cell[struct{}] // SIGHUPs, coalesced
@@ -65,10 +63,7 @@ func newDaemon(path string, cfg *config.Config, log *slog.Logger, level *slog.Le
 	if err != nil {
 		log.Warn("some of the last run's state is not used", "error", err)
 	}
-	if d.door, err = newDoor(cfg, log); err != nil {
-		return nil, err
-	}
-	if d.proxiers, err = newProxiers(cfg, log); err != nil {
+	if d.host, err = newHost(cfg, log); err != nil {
 		return nil, err
 	}
 	d.static = static.New(cfg.Services, "1")
@@ -77,7 +72,7 @@ func newDaemon(path string, cfg *config.Config, log *slog.Logger, level *slog.Le
 	})
 	d.reconciler = reconciler.New(reconciler.Options{
 		Settings: settings(cfg), Views: d.hub.View(), Memo: past.memo, Restored: len(past.accepted[static.Name]) > 0,
-		Door: d.door, Proxiers: d.proxiers.byMode, Recorder: recorder{store}, Log: log,
+		Door: d.host.door, Proxiers: d.host.proxiers, Recorder: recorder{store}, Log: log,
 	})
 	return d, nil
 }
@@ -101,14 +96,11 @@ func (d *daemon) run(ctx context.Context) {
 
 // close frees what newDaemon took.
 func (d *daemon) close() error {
-	var errs []error
-	if d.proxiers != nil {
-		errs = append(errs, d.proxiers.Close())
+	var err error
+	if d.host != nil {
+		err = d.host.Close()
 	}
-	if d.door != nil {
-		errs = append(errs, d.door.Close())
-	}
-	return errors.Join(append(errs, d.store.Close())...)
+	return errors.Join(err, d.store.Close())
 }
 
 // followReloads reloads for each SIGHUP; any number that come meanwhile are one.
@@ -214,7 +206,7 @@ func (d *daemon) loaded() time.Time {
 // Status tells what the reconciler knows, and what hinders service on this host.
 func (d *daemon) Status(ctx context.Context) reconciler.Status {
 	s := d.reconciler.Status()
-	s.Findings = append(s.Findings, d.door.Findings(ctx)...)
+	s.Findings = append(s.Findings, d.host.door.Findings(ctx)...)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.Config = d.status

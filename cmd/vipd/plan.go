@@ -84,21 +84,16 @@ func planAlone(ctx context.Context, cfg *config.Config) (p admin.Plan, err error
 	if err != nil {
 		return p, err
 	}
-	door, err := newDoor(cfg, log)
+	host, err := newHost(cfg, log)
 	if err != nil {
 		return p, err
 	}
-	defer func() { err = errors.Join(err, door.Close()) }()
-	proxiers, err := newProxiers(cfg, log)
-	if err != nil {
-		return p, err
-	}
-	defer func() { err = errors.Join(err, proxiers.Close()) }()
+	defer func() { err = errors.Join(err, host.Close()) }()
 	hub := discovery.NewHub(log, discovery.Registration{Name: static.Name, Seed: past.accepted[static.Name]})
 	views := hub.View()
 	views.Set(views.Get().With(static.Name, staticSet(cfg, ""), staticPolicy(cfg), time.Now()))
 	planned, err := reconciler.PlanOnce(ctx, reconciler.Options{
-		Settings: settings(cfg), Views: views, Memo: past.memo, Door: door, Proxiers: proxiers.byMode, Log: log,
+		Settings: settings(cfg), Views: views, Memo: past.memo, Door: host.door, Proxiers: host.proxiers, Log: log,
 	})
 	return admin.NewPlan(planned), err
 }

@@ -33,34 +33,37 @@ func inForce(cfg *config.Config) lb.Mode {
 	return cfg.Proxy.Mode
 }
 
-// proxiers holds one proxier a mode, and what they share.
-type proxiers struct {
-	byMode  map[lb.Mode]proxier.Proxier
-	evictor *netfilter.Evictor
+// host is all that changes the kernel: the door, a proxier for each mode, and
+// what they share.
+type host struct {
+	door     *vip.Door
+	proxiers map[lb.Mode]proxier.Proxier
+	evictor  *netfilter.Evictor
 }
 
-// newProxiers makes the proxiers of this host.
-func newProxiers(cfg *config.Config, log *slog.Logger) (*proxiers, error) {
+// newHost makes the parts for this host. Nothing is changed yet.
+func newHost(cfg *config.Config, log *slog.Logger) (*host, error) {
 	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
 	tables, err := iptables.New(iptables.Options{Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
 	if err != nil {
 		return nil, errors.Join(err, evictor.Close())
 	}
-	return &proxiers{evictor: evictor, byMode: map[lb.Mode]proxier.Proxier{lb.IPTables: tables}}, nil
-}
-
-// Close closes the proxiers, then what they share.
-func (p *proxiers) Close() error {
-	var errs []error
-	for _, one := range p.byMode {
-		errs = append(errs, one.Close())
+	options := doorOptions(cfg, log)
+	options.Evict = evictor
+	door, err := vip.New(options)
+	if err != nil {
+		return nil, errors.Join(err, tables.Close(), evictor.Close())
 	}
-	return errors.Join(append(errs, p.evictor.Close())...)
+	return &host{door, map[lb.Mode]proxier.Proxier{lb.IPTables: tables}, evictor}, nil
 }
 
-// newDoor makes the door of this host.
-func newDoor(cfg *config.Config, log *slog.Logger) (*vip.Door, error) {
-	return vip.New(doorOptions(cfg, log))
+// Close frees the parts, and last what they share. The kernel goes on serving.
+func (h *host) Close() error {
+	errs := []error{h.door.Close()}
+	for _, p := range h.proxiers {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(append(errs, h.evictor.Close())...)
 }
 
 func doorOptions(cfg *config.Config, log *slog.Logger) vip.Options {
