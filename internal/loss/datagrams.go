@@ -47,24 +47,29 @@ func (l *Load) sendFlow(f Flows, port uint16) error {
 		return err
 	}
 	defer s.close()
-	release := s.until(l.all, time.Time{})
-	w := &flow{socket: s, account: l.datagrams, deadline: l.options.Deadline}
+	defer s.until(l.all, time.Time{})()
+	w := &flow{socket: s, account: l.datagrams, deadline: l.options.Deadline, pulse: l.pulse}
 	var reader sync.WaitGroup
 	reader.Go(w.read)
 	ticker := time.NewTicker(max(f.Every, time.Microsecond))
 	defer ticker.Stop()
 	for i := 0; (f.Each == 0 || i < f.Each) && l.stop.Err() == nil; i++ {
-		w.expire()
+		w.expire(false)
 		w.send(l.nextToken(0))
 		select {
 		case <-ticker.C:
 		case <-l.stop.Done():
 		}
 	}
-	release()
-	defer s.until(l.all, w.drain())()
+	ticker.Reset(beat)
+	for w.expire(l.all.Err() != nil) { // what is under way
+		select {
+		case <-ticker.C:
+		case <-l.all.Done():
+		}
+	}
+	_ = s.file.SetDeadline(time.Unix(1, 0))
 	reader.Wait()
-	w.end()
 	return nil
 }
 
@@ -73,11 +78,10 @@ type flow struct {
 	socket   *socket
 	account  *account
 	deadline time.Duration
+	pulse    *pulse
 
-	mu       sync.Mutex
-	recent   []datagram // in the order in which they were sent
-	waiting  int        // how many of them have no class yet
-	draining bool       // nothing more is sent
+	mu     sync.Mutex
+	recent []datagram // in the order in which they were sent
 }
 
 type datagram struct {
@@ -103,11 +107,9 @@ func (w *flow) send(token []byte) {
 		return
 	}
 	w.recent = append(w.recent, datagram{token: token, sent: sent})
-	w.waiting++
 }
 
-// read takes answers until the socket is closed, its deadline is over, or all is
-// answered and nothing more is sent.
+// read takes answers until the deadline of the socket.
 func (w *flow) read() {
 	buf := make([]byte, maxDatagram)
 	for {
@@ -122,11 +124,7 @@ func (w *flow) read() {
 			w.mu.Unlock()
 			return
 		}
-		over := w.draining && w.waiting == 0
 		w.mu.Unlock()
-		if over {
-			return
-		}
 	}
 }
 
@@ -159,47 +157,25 @@ func (w *flow) refuse(err error) {
 
 func (w *flow) settle(d *datagram, backend string, err error) {
 	d.settled = true
-	w.waiting--
 	w.account.settle(d.sent, backend, err)
 }
 
-// expire settles what has waited too long, and forgets it.
-func (w *flow) expire() {
+// expire settles what has waited too long, or all, forgets it, and tells whether
+// anything waits still.
+func (w *flow) expire(all bool) (waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for len(w.recent) > 0 && time.Since(w.recent[0].sent) > w.deadline {
-		if d := &w.recent[0]; !d.settled {
-			w.settle(d, "", w.unanswered())
+	for len(w.recent) > 0 {
+		d := &w.recent[0]
+		if age := time.Since(d.sent); !all && (age <= w.deadline || age <= w.deadline+w.pulse.since(d.sent)) {
+			break
+		}
+		if !d.settled {
+			w.settle(d, "", &Fault{Timeout, fmt.Errorf("%s did not answer within %s", w.socket.target, w.deadline)})
 		}
 		w.recent = w.recent[1:]
 	}
-}
-
-// drain says that nothing more is sent, and returns until when the reader has to
-// wait for answers.
-func (w *flow) drain() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.draining = true
-	if w.waiting == 0 {
-		return time.Now()
-	}
-	return time.Now().Add(w.deadline)
-}
-
-// end settles what is left.
-func (w *flow) end() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i := range w.recent {
-		if d := &w.recent[i]; !d.settled {
-			w.settle(d, "", w.unanswered())
-		}
-	}
-}
-
-func (w *flow) unanswered() error {
-	return &Fault{Timeout, fmt.Errorf("%s did not answer within %s", w.socket.target, w.deadline)}
+	return slices.ContainsFunc(w.recent, func(d datagram) bool { return !d.settled })
 }
 
 // exchangeDatagram sends one datagram and reads the answer.

@@ -81,6 +81,7 @@ func (l *Load) holdOne(h Hold, held *Held, i int, ready func()) {
 		return err
 	}); err == nil {
 		defer s.close()
+		s.pulse = l.pulse
 		release := s.until(l.all, began.Add(l.options.Deadline))
 		first, err = ask(s, l.nextToken(0))
 		release()

@@ -27,6 +27,9 @@ type Load struct {
 
 	connections, held, datagrams *account
 
+	pulse *pulse
+	calm  context.CancelFunc // ends the pulse
+
 	all   context.Context //nolint:containedctx // a Load is the life of its traffic: this ends every wait
 	stop  context.Context //nolint:containedctx // and this what begins new traffic, see Stop
 	halt  context.CancelFunc
@@ -41,6 +44,8 @@ func Start(ctx context.Context, o Options) *Load {
 	}
 	l := &Load{options: o, start: time.Now(), rules: &rules{forbidden: map[string]time.Time{}}, all: ctx}
 	l.stop, l.halt = context.WithCancel(ctx)
+	beating, calm := context.WithCancel(ctx)
+	l.pulse, l.calm = newPulse(beating), calm
 	for _, a := range []**account{&l.connections, &l.held, &l.datagrams} {
 		*a = newAccount(l.start, l.rules, ctx.Err)
 	}
@@ -58,6 +63,7 @@ func (l *Load) Allow(backend string) { l.rules.set(backend, false) }
 func (l *Load) Report() Report {
 	return Report{
 		Elapsed:     time.Since(l.start),
+		Stalled:     l.pulse.stalled(),
 		Connections: l.connections.report(),
 		Held:        l.held.report(),
 		Datagrams:   l.datagrams.report(),
@@ -75,7 +81,9 @@ func (l *Load) Stop() Report {
 // returns the account. Traffic without a Count goes on until Stop or the context.
 func (l *Load) Wait() Report {
 	l.group.Wait()
-	defer l.halt()
+	l.halt()
+	l.calm()
+	<-l.pulse.done
 	return l.Report()
 }
 
@@ -139,6 +147,7 @@ func (l *Load) schedule(rate, count int, a *account, begin func(time.Time)) {
 // askOnce sees one connection of Connect through.
 func (l *Load) askOnce(s *socket, began time.Time, size int) {
 	defer s.close()
+	s.pulse = l.pulse
 	defer s.until(l.all, began.Add(l.options.Deadline))()
 	answer, err := ask(s, l.nextToken(size))
 	l.connections.settle(began, answer.Backend, err)

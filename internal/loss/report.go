@@ -17,6 +17,7 @@ const maxExamples = 12
 // nanoseconds.
 type Report struct {
 	Elapsed     time.Duration `json:"elapsed_ns"`
+	Stalled     time.Duration `json:"stalled_ns"`  // how long this process stood still; deadlines were longer by that
 	Connections Tally         `json:"connections"` // made by Connect
 	Held        Tally         `json:"held"`        // made by Hold, each counted once
 	Datagrams   Tally         `json:"datagrams"`   // made by Send
@@ -71,6 +72,9 @@ func (r Report) Write(to io.Writer) error {
 		}
 	}
 	fmt.Fprintf(w, "lost\t%d of %d in %s\n", r.Lost(), r.Total(), r.Elapsed.Round(10*time.Millisecond))
+	if r.Stalled > 0 {
+		fmt.Fprintf(w, "stalled\tthis process stood still for %s; deadlines were longer by that\n", r.Stalled.Round(time.Millisecond))
+	}
 	for _, k := range kinds {
 		for _, e := range k.tally.Examples {
 			fmt.Fprintf(w, "  %d %s\t%s, from %s to %s\n", e.Count, k.name, e.Reason, e.First.Round(time.Millisecond), e.Last.Round(time.Millisecond))

@@ -20,7 +20,9 @@ import (
 type socket struct {
 	file   *os.File
 	target netip.AddrPort
-	buf    []byte // what was read and is not yet an answer
+	pulse  *pulse      // may be nil
+	extend func() bool // see until: puts the deadline off by the time that this process stood still
+	buf    []byte      // what was read and is not yet an answer
 }
 
 // The size of the buffer for one datagram, the largest that UDP can carry.
@@ -109,15 +111,37 @@ func (p *ports) open(kind int, target netip.AddrPort) (*socket, error) {
 // ctx ends. The function it returns undoes the latter; after it a new deadline
 // stands, whatever ctx does.
 func (s *socket) until(ctx context.Context, deadline time.Time) (release func()) {
-	_ = s.file.SetDeadline(deadline)
 	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = s.file.SetDeadline(time.Unix(1, 0))
-		close(ended)
-	})
+	arm := func(deadline time.Time) func() bool {
+		_ = s.file.SetDeadline(deadline)
+		return context.AfterFunc(ctx, func() {
+			_ = s.file.SetDeadline(time.Unix(1, 0))
+			close(ended)
+		})
+	}
+	began, latest, disarm := time.Now(), deadline, arm(deadline)
+	s.extend = func() bool {
+		later := deadline.Add(s.pulse.since(began))
+		if !later.After(latest) || !disarm() {
+			return false
+		}
+		latest, disarm = later, arm(later)
+		return true
+	}
 	return func() {
-		if !stop() {
+		if !disarm() {
 			<-ended
+		}
+	}
+}
+
+// wait does what may wait, and again if the deadline came while this process stood
+// still, which says nothing about the other side.
+func (s *socket) wait(do func() error) error {
+	for {
+		err := do()
+		if !errors.Is(err, os.ErrDeadlineExceeded) || s.extend == nil || !s.extend() {
+			return err
 		}
 	}
 }
@@ -132,9 +156,11 @@ func (s *socket) established() (retransmitted bool, err error) {
 	var failure error
 	// A second connect(2) asks for the outcome of the first. Waiting for the
 	// socket to be writable alone would miss an event that came before the wait.
-	err = raw.Write(func(fd uintptr) bool {
-		failure = unix.Connect(int(fd), sockaddr(s.target))
-		return !errors.Is(failure, unix.EALREADY) && !errors.Is(failure, unix.EINPROGRESS)
+	err = s.wait(func() error {
+		return raw.Write(func(fd uintptr) bool {
+			failure = unix.Connect(int(fd), sockaddr(s.target))
+			return !errors.Is(failure, unix.EALREADY) && !errors.Is(failure, unix.EINPROGRESS)
+		})
 	})
 	if err == nil && !errors.Is(failure, unix.EISCONN) {
 		err = failure
@@ -172,7 +198,11 @@ func (s *socket) exchange(token []byte) (Answer, error) {
 			return parseAnswer(line, token)
 		}
 		part := make([]byte, min(maxDatagram, 512+len(token)))
-		n, err := s.file.Read(part)
+		n := 0
+		err := s.wait(func() (err error) {
+			n, err = s.file.Read(part)
+			return err
+		})
 		if err != nil {
 			return Answer{}, classify(fmt.Errorf("read from %s: %w", s.target, err), true)
 		}
