@@ -24,7 +24,7 @@ type pkg struct {
 }
 
 // vmDirective marks a test, or by standing before the package clause a file of tests,
-// as one that runs in the virtual machine too. Emulation is some 50 times slower
+// as one that runs in the virtual machine too. Emulation is 20 to 50 times slower
 // where programs are started, so that is for what its kernel alone has. A package
 // without any mark runs all its kernel tests there.
 const vmDirective = "//lane:vm"
