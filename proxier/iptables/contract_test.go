@@ -37,6 +37,13 @@ func (k *testKernel) Read(ctx context.Context, table string) (netfilter.Table, e
 	return k.kernel.Read(ctx, table)
 }
 
+func (k *testKernel) Test(ctx context.Context, script []byte) error {
+	if k.refuse != nil && k.refuse(string(script)) {
+		return &netfilter.RestoreError{Stderr: "refused by the test"}
+	}
+	return k.kernel.Test(ctx, script)
+}
+
 func (k *testKernel) Restore(ctx context.Context, script []byte) error {
 	if k.before != nil {
 		if err := k.before(string(script)); err != nil {

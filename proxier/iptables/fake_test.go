@@ -58,6 +58,11 @@ func respell(rules []string) []string {
 // Generation grows with every commit.
 func (k *fakeKernel) Generation(ctx context.Context) (uint32, error) { return k.generation, ctx.Err() }
 
+// Test does a script on a copy.
+func (k *fakeKernel) Test(ctx context.Context, script []byte) error {
+	return (&fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own)}).Restore(ctx, script)
+}
+
 // Restore does a script, commit by commit.
 func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {

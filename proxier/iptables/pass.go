@@ -18,6 +18,8 @@ type kernel interface {
 	// Restore commits a script. A *netfilter.RestoreError means that nothing of it
 	// was applied; after any other error the outcome is unknown.
 	Restore(ctx context.Context, script []byte) error
+	// Test checks a script as Restore would read it, and applies nothing.
+	Test(ctx context.Context, script []byte) error
 	// Generation returns a number that changes whenever anybody changes the table.
 	Generation(ctx context.Context) (uint32, error)
 }

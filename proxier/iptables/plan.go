@@ -1,6 +1,8 @@
 package iptables
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -25,6 +27,26 @@ func (p *pass) describe() (all []proxier.Change) {
 		}
 	}
 	return all
+}
+
+// rehearse has the tool read the chains of services that a dry pass would write.
+// What leads to them, and matches on sets, may rest on commits that were not made.
+func (p *pass) rehearse(ctx context.Context) error {
+	for _, c := range p.commits {
+		var services commit
+		for _, chain := range c.write {
+			if kindOf(chain.Name) == service {
+				services.write = append(services.write, chain)
+			}
+		}
+		if len(services.write) == 0 {
+			continue
+		}
+		if err := p.kernel.Test(ctx, services.script()); err != nil {
+			return fmt.Errorf("%s table %s: the rules would be refused: %w", p.family, table, err)
+		}
+	}
+	return nil
 }
 
 // owners returns a function that says to what a chain belongs.

@@ -176,7 +176,8 @@ func (p *Proxier) sweep(how proxier.How) {
 }
 
 // Plan implements proxier.Proxier. It reads the kernel, whatever how says, for it
-// shows the lines that go.
+// shows the lines that go, and has the tool check the lines that come: one that it
+// would refuse is an error.
 func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error) {
 	how.Fresh = true
 	failed := &proxier.Failed{Services: map[lb.Key]error{}}
@@ -192,6 +193,9 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 		if err := pass.run(ctx); err != nil {
 			broken[f.Family] = err
 			continue
+		}
+		if err := pass.rehearse(ctx); err != nil {
+			return nil, err
 		}
 		all = append(all, pass.describe()...)
 		for k, failure := range pass.failed {

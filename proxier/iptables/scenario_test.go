@@ -396,4 +396,5 @@ func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
 	return netfilter.Table{}, d.err
 }
 func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
+func (d deadKernel) Test(context.Context, []byte) error         { return d.err }
 func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }
