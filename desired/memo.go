@@ -105,10 +105,10 @@ type Memo struct {
 	facts    Facts
 	entries  map[lb.Key]*entry
 	problems map[lb.Key][]Problem
-	due      map[lb.Key]time.Time // of the entries that have one
-	vips     map[netip.Addr]int   // how many entries have this VIP
-	backends map[netip.Addr]int   // how many backends of wanted entries have this address
-	stands   map[slot]*lb.Service // see Rejected
+	due      map[lb.Key]time.Time               // of the entries that have one
+	vips     map[netip.Addr]int                 // how many entries have this VIP
+	backends map[netip.Addr]int                 // how many backends of wanted entries have this address
+	stands   map[lb.Mode]map[lb.Key]*lb.Service // see Stand
 	place    map[lb.Mode]lb.Snapshot
 	door     lb.Snapshot
 	vipGone  bool // in the last Compute a VIP lost its last service
@@ -118,7 +118,7 @@ type Memo struct {
 func NewMemo() *Memo {
 	return &Memo{
 		entries: map[lb.Key]*entry{}, problems: map[lb.Key][]Problem{}, due: map[lb.Key]time.Time{},
-		vips: map[netip.Addr]int{}, backends: map[netip.Addr]int{}, stands: map[slot]*lb.Service{},
+		vips: map[netip.Addr]int{}, backends: map[netip.Addr]int{}, stands: map[lb.Mode]map[lb.Key]*lb.Service{},
 		place: map[lb.Mode]lb.Snapshot{},
 	}
 }
@@ -127,7 +127,7 @@ func NewMemo() *Memo {
 func (m *Memo) Clone() *Memo {
 	c := *m
 	c.entries, c.problems, c.due = maps.Clone(m.entries), maps.Clone(m.problems), maps.Clone(m.due)
-	c.vips, c.backends, c.stands, c.place = maps.Clone(m.vips), maps.Clone(m.backends), maps.Clone(m.stands), maps.Clone(m.place)
+	c.vips, c.backends, c.stands, c.place = maps.Clone(m.vips), maps.Clone(m.backends), m.cloneStands(), maps.Clone(m.place)
 	return &c
 }
 
@@ -139,7 +139,9 @@ func (m *Memo) remember(k lb.Key, e *entry) {
 	switch {
 	case e == nil && known:
 		delete(m.entries, k)
-		maps.DeleteFunc(m.stands, func(s slot, _ *lb.Service) bool { return s.key == k })
+		for _, there := range m.stands {
+			delete(there, k)
+		}
 		if m.vips[k.Addr]--; m.vips[k.Addr] == 0 {
 			delete(m.vips, k.Addr)
 			m.vipGone = true

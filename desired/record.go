@@ -21,6 +21,7 @@ type record struct {
 	Timeout time.Duration            `json:"drain_timeout_ns"`
 	Saved   time.Time                `json:"saved"`
 	Served  map[lb.Mode]placedRecord `json:"served"`
+	Stands  map[lb.Mode]*lb.Service  `json:"stands,omitempty"` // see Memo.Stand; null: nothing
 }
 
 type placedRecord struct {
@@ -28,41 +29,6 @@ type placedRecord struct {
 	Drains   map[netip.AddrPort]time.Duration `json:"drains_left_ns,omitempty"`
 	Leaving  bool                             `json:"leaving,omitempty"`
 	Refusing bool                             `json:"refusing,omitempty"`
-	Rejected bool                             `json:"rejected,omitempty"` // Service is not in place
-	Stands   *lb.Service                      `json:"stands,omitempty"`   // what is, in its place
-}
-
-// slot is a service in a mode.
-type slot struct {
-	key  lb.Key
-	mode lb.Mode
-}
-
-// Rejected notes that mode did not take what was decided for k, and which version
-// stands there in its place; nil: none.
-func (m *Memo) Rejected(k lb.Key, mode lb.Mode, stands *lb.Service) {
-	if m.entries[k].placed(mode) != nil {
-		m.stands[slot{k, mode}] = stands
-	}
-}
-
-// Accepted notes that mode has taken what was decided for k.
-func (m *Memo) Accepted(k lb.Key, mode lb.Mode) { delete(m.stands, slot{k, mode}) }
-
-// Standing returns what stands in a mode when all that was not rejected is in
-// place.
-func (m *Memo) Standing(mode lb.Mode) lb.Snapshot {
-	e := m.place[mode].Edit()
-	for s, svc := range m.stands {
-		switch {
-		case s.mode != mode:
-		case svc != nil:
-			e.Put(svc)
-		default:
-			e.Delete(s.key)
-		}
-	}
-	return e.Snapshot()
 }
 
 // Record returns the lasting form of what was decided for k, or nil if there is
@@ -75,9 +41,6 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 	r := record{Owner: e.owner, Name: e.name, Wanted: e.spec != nil, Mode: e.mode, Timeout: e.timeout, Saved: now, Served: map[lb.Mode]placedRecord{}}
 	for mode, p := range e.served {
 		pr := placedRecord{Service: p.Service, Leaving: p.Leaving, Refusing: p.Refusing}
-		if stands, rejected := m.stands[slot{k, mode}]; rejected {
-			pr.Rejected, pr.Stands = true, stands
-		}
 		for b, until := range p.Drains {
 			if pr.Drains == nil {
 				pr.Drains = map[netip.AddrPort]time.Duration{}
@@ -85,6 +48,14 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 			pr.Drains[b] = until.Sub(now)
 		}
 		r.Served[mode] = pr
+	}
+	for mode, there := range m.stands {
+		if svc, other := there[k]; other {
+			if r.Stands == nil {
+				r.Stands = map[lb.Mode]*lb.Service{}
+			}
+			r.Stands[mode] = svc
+		}
 	}
 	return json.Marshal(r)
 }
@@ -133,12 +104,14 @@ func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error)
 		}
 		e.place(mode, p)
 		e.wakeFor(p, now)
-		if pr.Rejected {
-			m.stands[slot{k, mode}] = pr.Stands
-		}
 	}
 	if e.empty() {
 		return nil, errors.New("it serves nothing")
+	}
+	for mode, svc := range r.Stands {
+		if svc == nil || svc.Key == k {
+			m.there(mode)[k] = svc
+		}
 	}
 	return e, nil
 }

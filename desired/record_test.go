@@ -122,27 +122,44 @@ func TestRestoreLeavesOutWhatItCannotUse(t *testing.T) {
 	}
 }
 
-func TestB59_WhatAModeRejectedIsRemembered(t *testing.T) {
-	k := svc("1:80").Key
+func TestB59_WhatStandsInPlaceOfTheDecidedIsRemembered(t *testing.T) {
 	w := newWorld(t, "static").states("static", svc("1:80 a*1"), svc("2:80 b*1"))
 	w.now()
-	old := w.memo.place[ipt].Get(k)
-	w.states("static", svc("1:80 a*2"), svc("2:80 b*1")).now()
-	w.memo.Rejected(k, ipt, old)
-	w.memo.Rejected(svc("2:80").Key, ipt, nil)
-	for _, k := range []lb.Key{k, svc("2:80").Key} {
-		w.record[k], _ = w.memo.Record(k, w.facts.Now)
+	v1 := w.memo.place[ipt]
+	w.states("static", svc("1:80 a*2"), svc("2:80 b*1"), inMode(svc("3:80 c*1"), ipvs)).now()
+	stand := func(mode lb.Mode, stands lb.Snapshot, news int) {
+		t.Helper()
+		keys := w.memo.Stand(mode, stands)
+		if len(keys) != news {
+			t.Fatalf("%d news %v, want %d", len(keys), keys, news)
+		}
+		for _, k := range keys {
+			w.record[k], _ = w.memo.Record(k, w.facts.Now)
+		}
 	}
+	e := v1.Edit() // 1 stands as it was, 2 does not stand at all, 3 stands in the wrong mode
+	e.Delete(svc("2:80").Key)
+	e.Put(w.memo.place[ipvs].Get(svc("3:80").Key))
+	stands := e.Snapshot()
+	stand(ipt, stands, 3)
+	stand(ipvs, lb.Snapshot{}, 1)
+	stand(ipt, stands, 0)
 	w.restart(time.Second)
 	w.wants("decided", w.now().Place[ipt], "1:80 a*2", "2:80 b*1")
-	w.wants("stands", w.memo.Standing(ipt), "1:80 a*1")
-	w.memo.Accepted(k, ipt)
-	w.record[k], _ = w.memo.Record(k, w.facts.Now)
+	w.wants("stands", w.memo.Standing(ipt), "1:80 a*1", "3:80 c*1")
+	w.wants("stands", w.memo.Standing(ipvs))
+	if n := len(w.memo.Clone().Stand(ipt, w.memo.place[ipt])); n != 3 {
+		t.Errorf("the clone has %d news", n)
+	}
+	stand(ipt, w.memo.place[ipt], 3)
+	stand(ipvs, w.memo.place[ipvs], 1)
 	w.restart(time.Second)
-	w.wants("stands when it was taken", w.memo.Standing(ipt), "1:80 a*2")
+	w.wants("stands when it was taken", w.memo.Standing(ipt), "1:80 a*2", "2:80 b*1")
+	w.wants("stands when it was taken", w.memo.Standing(ipvs), "3:80 c*1")
+	stand(ipt, v1, 1)
 	w.states("static").now()
 	w.rest()
-	if len(w.memo.stands) != 0 {
-		t.Errorf("of services that are gone %d are remembered", len(w.memo.stands))
+	if n := len(w.memo.stands[ipt]); n != 0 {
+		t.Errorf("of services that are gone %d are remembered", n)
 	}
 }

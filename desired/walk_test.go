@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"slices"
 	"testing"
@@ -125,11 +126,12 @@ func (w *world) checkCounts() {
 
 // crowd returns n services with 4 backends each.
 func crowd(n int) []*lb.Spec {
-	specs := make([]*lb.Spec, n)
+	pattern, specs := svc("1:80 a*1 b*2 c*3 d*4"), make([]*lb.Spec, n)
 	for i := range specs {
-		specs[i] = svc(fmt.Sprintf("198.18.%d.%d:80 a*1 b*2 c*3 d*4", i/250, 1+i%250))
+		specs[i] = with(pattern, func(s *lb.Spec) {
+			s.Key.Addr = netip.AddrFrom4([4]byte{198, 18, byte(i / 250), byte(1 + i%250)})
+		})
 	}
-	lb.SortSpecs(specs)
 	return specs
 }
 

@@ -146,7 +146,31 @@ func TestF60_MoveThatTheNewModeRejectsLeavesTheVIPUp(t *testing.T) {
 		w.inject(func() { w.modes[ipvs].reject = reject("1:80") })
 		w.says(inMode(svc("1:80 a*1"), ipvs))
 		w.pass()
-		w.wants("it drains where it was", "iptables 1:80 a*drain open")
+		w.wants("it stays where it was", "iptables 1:80 a*1 open")
+		w.wait(time.Hour)
+		w.wants("however long", "iptables 1:80 a*1 open")
+		w.inject(func() { w.modes[ipvs].reject = nil })
+		w.wait(10 * time.Minute)
+		w.wants("until the new mode takes it", "ipvs 1:80 a*1 open")
+	})
+}
+
+func TestF60_TwoServicesThatChangePlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, []string{"static"}, ipt, ipvs)
+		w.s.SyncPeriod = 24 * time.Hour
+		w.start()
+		w.says(svc("1:80 a*1"), inMode(svc("2:80 b*1"), ipvs))
+		w.pass()
+		w.says(inMode(svc("1:80 a*1"), ipvs), svc("2:80 b*1"))
+		w.wait(2 * time.Second)
+		w.wants("both move", "iptables 1:80 a*drain open", "iptables 2:80 b*1 open", "ipvs 1:80 a*1 open", "ipvs 2:80 b*drain open")
+		before := w.passes(ipt)
+		w.wait(time.Hour)
+		w.wants("in the end", "iptables 2:80 b*1 open", "ipvs 1:80 a*1 open")
+		if n := w.passes(ipt) - before; n > 4 {
+			t.Errorf("%d passes to end two drains", n)
+		}
 	})
 }
 

@@ -26,13 +26,18 @@ func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 	if err := r.guard("pass", func() { result, o = r.carryOut(ctx, view, how, now) }); err != nil {
 		o.err = err
 	}
+	r.noteStands(now)
 	if o.err != nil && ctx.Err() != nil {
 		r.dismiss(ctx.Err())
 		return
 	}
 	r.pruned = r.pruned || how.Prune && o.err == nil
 	end := time.Now()
-	r.throttle.end(end, how.Fresh, o.err != nil, earliest(result.Due, r.probation()))
+	due := earliest(result.Due, r.probation())
+	if o.again {
+		due = end
+	}
+	r.throttle.end(end, how.Fresh, o.err != nil, due)
 	r.note(view, how, o, len(result.Touched), now, end)
 	r.answer(view, o.err)
 }
@@ -40,16 +45,30 @@ func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 // carryOut decides, records what it decided and puts it in place.
 func (r *Reconciler) carryOut(ctx context.Context, view *discovery.View, how proxier.How, now time.Time) (desired.Result, outcome) {
 	result, entries := r.decide(view, now)
-	err := r.recorder.Record(result.Claims, entries)
-	o := r.apply(ctx, result, how, now)
-	if len(o.quarantine) > 0 { // what stands in place of what was recorded
-		err = errors.Join(err, r.recorder.Record(nil, r.records(o.quarantine, now)))
+	r.record(result.Claims, entries)
+	return result, r.apply(ctx, result, how, now)
+}
+
+// noteStands records what stands where that is not what was recorded as decided,
+// however the pass ended.
+func (r *Reconciler) noteStands(now time.Time) {
+	r.mu.Lock()
+	records := map[lb.Key][]byte{}
+	for mode := range r.proxiers {
+		maps.Copy(records, r.records(r.memo.Stand(mode, r.stages[mode].stands()), now))
 	}
+	r.mu.Unlock()
+	if len(records) > 0 {
+		r.record(nil, records)
+	}
+}
+
+func (r *Reconciler) record(claims []desired.Claim, entries map[lb.Key][]byte) {
+	err := r.recorder.Record(claims, entries)
 	if err != nil {
 		r.log.Error("the state cannot be written; serving goes on, a restart may know less", "error", err)
 	}
 	r.setStateError(err)
-	return result, o
 }
 
 // guard runs f and turns a panic into an error: a pass that fails for a poisoned
@@ -86,17 +105,12 @@ func (r *Reconciler) decide(view *discovery.View, now time.Time) (desired.Result
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	result := desired.Compute(r.memo, r.facts(view, r.settings, now))
-	return result, r.recordsLocked(result.Touched, now)
+	return result, r.records(result.Touched, now)
 }
 
-// records returns the lasting form of what is known of some services.
+// records returns the lasting form of what is known of some services. r.mu is
+// held.
 func (r *Reconciler) records(keys []lb.Key, now time.Time) map[lb.Key][]byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.recordsLocked(keys, now)
-}
-
-func (r *Reconciler) recordsLocked(keys []lb.Key, now time.Time) map[lb.Key][]byte {
 	records := make(map[lb.Key][]byte, len(keys))
 	for _, k := range keys {
 		raw, err := r.memo.Record(k, now)
@@ -109,11 +123,10 @@ func (r *Reconciler) recordsLocked(keys []lb.Key, now time.Time) map[lb.Key][]by
 	return records
 }
 
-// outcome is how a pass ended: err if it is to be made again, quarantine the
-// services whose standing in some mode changed.
+// outcome is how a pass ended.
 type outcome struct {
-	err        error
-	quarantine []lb.Key
+	err   error // it is to be made again
+	again bool  // there is more to do at once
 }
 
 // apply drives the stages in their order. After an error of the door nothing
@@ -124,16 +137,23 @@ func (r *Reconciler) apply(ctx context.Context, d desired.Result, how proxier.Ho
 	var o outcome
 	want := r.admitAll(d, now)
 	err := r.door.Shut(ctx, want, how)
+	r.forget(doorStage, want, how)
 	refused, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
 		o.err = fmt.Errorf("door: %w", err)
 		return o
 	}
+	stayed := 0
 	for _, mode := range order(r.proxiers, d.Gained) {
-		if err := r.sync(ctx, mode, d.Place[mode], refused, how, now, &o); err != nil {
+		stayed += len(r.stages.staying(d, mode))
+		if err := r.sync(ctx, d, mode, refused, how, now); err != nil {
 			o.err = errors.Join(o.err, fmt.Errorf("mode %s: %w", mode, err))
 		}
 	}
+	for mode := range r.proxiers {
+		stayed -= len(r.stages.staying(d, mode))
+	}
+	o.again = stayed > 0 // what stayed for a mode that has it by now
 	how.Prune = how.Prune && o.err == nil
 	opened := r.stages.toOpen(d, refused)
 	err = r.door.Open(ctx, opened, how)
@@ -172,24 +192,25 @@ func order(proxiers map[lb.Mode]proxier.Proxier, gained map[lb.Mode]bool) []lb.M
 
 // sync has one mode serve its part. What the door refused is not served either,
 // but what stands stays. It returns an error if the outcome is unknown.
-func (r *Reconciler) sync(ctx context.Context, mode lb.Mode, want lb.Snapshot, refused map[lb.Key]error,
-	how proxier.How, now time.Time, o *outcome,
+func (r *Reconciler) sync(ctx context.Context, d desired.Result, mode lb.Mode, refused map[lb.Key]error,
+	how proxier.How, now time.Time,
 ) error {
-	admitted := r.admit(mode, want, refused, now)
+	admitted := r.admit(d, mode, refused, now)
 	err := r.proxiers[mode].Sync(ctx, admitted, how)
 	rejected, partial := proxier.FailedServices(err)
 	if err != nil && !partial {
+		r.forget(mode, admitted, how)
 		return err
 	}
-	o.quarantine = append(o.quarantine, r.settle(mode, want, admitted, rejected, now)...)
+	r.settle(mode, d.Place[mode], admitted, rejected, now)
 	return nil
 }
 
 // admit returns what a mode is to be asked for.
-func (r *Reconciler) admit(mode lb.Mode, want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
+func (r *Reconciler) admit(d desired.Result, mode lb.Mode, refused map[lb.Key]error, now time.Time) lb.Snapshot {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.stages[mode].admitBut(want, refused, now)
+	return r.stages.admit(d, mode, refused, now)
 }
 
 // admitAll returns what the door is to expect.
@@ -199,24 +220,28 @@ func (r *Reconciler) admitAll(d desired.Result, now time.Time) lb.Snapshot {
 	return r.stages.toShut(d, now)
 }
 
-// settle notes what a stage rejected, and logs what is new about it. It returns
-// the keys that came into quarantine or left it.
-func (r *Reconciler) settle(stage lb.Mode, want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) []lb.Key {
+// forget notes that what tried was to remove may be gone.
+func (r *Reconciler) forget(stage lb.Mode, tried lb.Snapshot, how proxier.How) {
+	if !how.Prune {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stages[stage].forget(tried)
+}
+
+// settle notes what a stage rejected, and logs what is new about it.
+func (r *Reconciler) settle(stage lb.Mode, want, tried lb.Snapshot, rejected map[lb.Key]error, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	q := r.stages[stage]
-	changed := q.settle(want, tried, rejected, now)
-	for _, k := range changed {
-		s, in := q.suspects[k]
-		if in {
+	for _, k := range q.settle(want, tried, rejected, now) {
+		if s, in := q.suspects[k]; in {
 			r.log.Error("service quarantined; its last applied version stands, all others are in place", "service", k, "error", s.err)
-			r.memo.Rejected(k, stage, q.applied.Get(k))
 		} else {
 			r.log.Info("service out of quarantine", "service", k)
-			r.memo.Accepted(k, stage)
 		}
 	}
-	return changed
 }
 
 // probation returns when the next service in quarantine is tried again.

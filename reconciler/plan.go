@@ -69,7 +69,7 @@ func plan(ctx context.Context, d desired.Result, door Door, proxiers map[lb.Mode
 	maps.Copy(p.Rejected, refused)
 	err = nil
 	for _, mode := range order(proxiers, d.Gained) {
-		admitted := s[mode].admitBut(d.Place[mode], refused, now)
+		admitted := s.admit(d, mode, refused, now)
 		more, planErr := proxiers[mode].Plan(ctx, admitted, how)
 		rejected, partial := proxier.FailedServices(planErr)
 		if planErr != nil && !partial {

@@ -53,28 +53,17 @@ func (q *quarantine) admit(want lb.Snapshot, now time.Time) lb.Snapshot {
 	return editor.Snapshot()
 }
 
-// admitBut is admit for a mode behind a door that refused some services: they are
-// not served either, but what stands stays.
-func (q *quarantine) admitBut(want lb.Snapshot, refused map[lb.Key]error, now time.Time) lb.Snapshot {
-	if len(refused) > 0 {
-		editor := want.Edit()
-		for k := range refused {
-			if want.Get(k) != nil {
-				q.substitute(editor, k)
-			}
-		}
-		want = editor.Snapshot()
+// stands returns what this stage is known to have in place.
+func (q *quarantine) stands() lb.Snapshot {
+	if q.former.Len() > 0 {
+		return q.former
 	}
-	return q.admit(want, now)
+	return q.applied
 }
 
 // substitute puts the last applied version of k into a snapshot, or takes k out.
 func (q *quarantine) substitute(e *lb.Editor, k lb.Key) {
-	old := q.applied.Get(k)
-	if old == nil {
-		old = q.former.Get(k)
-	}
-	if old != nil {
+	if old := q.stands().Get(k); old != nil {
 		e.Put(old)
 	} else {
 		e.Delete(k)
@@ -122,6 +111,22 @@ func (q *quarantine) settle(want, tried lb.Snapshot, rejected map[lb.Key]error, 
 	}
 	q.applied, q.former = editor.Snapshot(), lb.Snapshot{}
 	return changed
+}
+
+// forget takes out what tried was to remove, when nobody knows how far it came.
+func (q *quarantine) forget(tried lb.Snapshot) {
+	stands := q.stands()
+	editor := stands.Edit()
+	for is, want := range tried.Diff(stands) {
+		if want == nil {
+			editor.Delete(is.Key)
+		}
+	}
+	if q.former.Len() > 0 {
+		q.former = editor.Snapshot()
+	} else {
+		q.applied = editor.Snapshot()
+	}
 }
 
 // due returns when the next suspect is tried again, or the zero time.

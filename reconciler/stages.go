@@ -13,15 +13,50 @@ const doorStage lb.Mode = ""
 // stages hold what each stage of a pass has accepted and rejected.
 type stages map[lb.Mode]*quarantine
 
+// admit returns what a mode is to be asked for. Services that the door refused
+// are not served either, but what stands stays. A service that moves to another
+// mode stays as it is until that one has it.
+func (s stages) admit(d desired.Result, mode lb.Mode, refused map[lb.Key]error, now time.Time) lb.Snapshot {
+	q, want := s[mode], d.Place[mode]
+	editor := want.Edit()
+	for _, k := range s.staying(d, mode) {
+		q.substitute(editor, k)
+	}
+	for k := range refused {
+		if want.Get(k) != nil {
+			q.substitute(editor, k)
+		}
+	}
+	return q.admit(editor.Snapshot(), now)
+}
+
+// staying lists what is to leave a mode, or to drain there, and is not yet served
+// by the mode to which it moves.
+func (s stages) staying(d desired.Result, mode lb.Mode) []lb.Key {
+	var keys []lb.Key
+	for is, want := range d.Place[mode].Diff(s[mode].stands()) {
+		if is == nil || want != nil && want.Equal(d.Door.Get(is.Key)) {
+			continue
+		}
+		for other, q := range s {
+			face := d.Place[other].Get(is.Key)
+			if other != mode && face != nil && face.Equal(d.Door.Get(is.Key)) && q.applied.Get(is.Key) == nil {
+				keys = append(keys, is.Key)
+			}
+		}
+	}
+	return keys
+}
+
 // toShut returns what the door is to expect in this pass: every service as its
 // mode is going to be asked for it. So what the door keeps for a service (who is
 // masqueraded) fits the version that stands, and a service that is not even tried
 // causes no writes.
 func (s stages) toShut(d desired.Result, now time.Time) lb.Snapshot {
 	actual := map[lb.Mode]lb.Snapshot{}
-	for mode, q := range s {
+	for mode := range s {
 		if mode != doorStage {
-			actual[mode] = q.admitBut(d.Place[mode], nil, now)
+			actual[mode] = s.admit(d, mode, nil, now)
 		}
 	}
 	return s.faces(d, actual).Snapshot()
