@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,7 +46,13 @@ func TestB53_AfterStartupTimeoutAddsAndRemovesNothing(t *testing.T) {
 		w.wait(time.Hour)
 		w.wants("what its own source removed drains and refuses, with its VIP up",
 			"iptables 1:80 a*1 open", "iptables 2:80 open", "iptables 9:80 open")
+		w.wait(5 * time.Second) // no resync in sight
+		w.calls()
 		w.sourceSays("etcd")
+		synctest.Wait()
+		if got := w.calls(); !strings.HasPrefix(got, "shut fresh, iptables fresh, open fresh") {
+			t.Errorf("the first pass that may remove called %q", got)
+		}
 		w.pass()
 		w.wants("now they go", "iptables 1:80 a*1 open")
 		if !w.r.Status().Ready {

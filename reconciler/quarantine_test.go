@@ -188,6 +188,41 @@ func TestVIPThatCannotBePutUpIsQuarantined(t *testing.T) {
 	})
 }
 
+func TestServiceThatTheDoorRefusedIsForgottenWithItsEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, []string{"static"})
+		w.s.SyncPeriod = 24 * time.Hour
+		w.doorReject["shut"] = reject("2:80")
+		w.start()
+		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
+		w.pass()
+		w.says(svc("1:80 a*1"))
+		w.wait(time.Minute)
+		before := w.passes(ipt)
+		w.wait(time.Hour)
+		if n := w.passes(ipt) - before; n > 0 {
+			t.Errorf("%d passes in an hour for a service that is gone", n)
+		}
+	})
+}
+
+func TestDoorThatFailedHalfwayIsNotTakenForOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, []string{"static"})
+		w.start()
+		w.says(svc("1:53/udp a*1"), svc("2:80 b*1"))
+		w.wait(time.Minute)
+		w.inject(func() { w.doorFail["open"] = errors.New("half of it") })
+		w.says(svc("2:80 b*1"))
+		w.wait(time.Minute)
+		w.wants("shut and gone", "iptables 2:80 b*1 open")
+		w.inject(func() { w.doorFail["open"] = nil; w.doorReject["shut"] = reject("1:53/udp") })
+		w.says(svc("1:53/udp a*1"), svc("2:80 b*1"))
+		w.wait(time.Minute) // the fake door refuses to open what has no rules
+		w.wants("refused when it comes back", "iptables 2:80 b*1 open")
+	})
+}
+
 func TestB72_DoorErrorTouchesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})

@@ -209,8 +209,7 @@ func (s *Store) Append(changes ...Change) error {
 	var refused []error
 	for _, id := range slices.SortedFunc(maps.Keys(s.pending), compareID) {
 		line, err := encode(nil, id, s.pending[id])
-		if err != nil { // no later try could write it
-			delete(s.pending, id)
+		if err != nil { // no later try could write it either
 			refused = append(refused, fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err))
 		}
 		out = append(out, line...)
