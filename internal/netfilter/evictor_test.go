@@ -124,11 +124,11 @@ func TestEvictorGathersWhatComesMeanwhile(t *testing.T) {
 			e.Evict(udpEviction(4))
 		}
 		e.Sweep(func(lb.Key, netip.AddrPort) bool { return false })
-		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true }) // takes its place
-		wantCalls(t, f, "tcp sweep 0x2000 true")                   // is not held up
+		wantCalls(t, f, "tcp sweep 0x2000 false")                  // is not held up by UDP
+		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true }) // takes the place of the one for UDP
 		e.Evict(tcpEviction(9))
 		time.Sleep(2500 * time.Millisecond)
-		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 true", "tcp evict [9]")
+		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 true", "tcp evict [9]", "tcp sweep 0x2000 true")
 	})
 }
 
