@@ -121,7 +121,7 @@ func TestB16_ReloadsThatChangeBackendsLoseNothing(t *testing.T) {
 
 // TestB63 kills vipd at random moments, most of them within a pass, and starts it
 // with another configuration than the one it died over.
-func TestB63_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
+func TestB63_F75_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}

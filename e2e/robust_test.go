@@ -108,7 +108,7 @@ func TestB64_ARestartAdoptsWhatIsThereAndWritesNothing(t *testing.T) {
 	}
 }
 
-func TestB66_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
+func TestB66_F151_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}
