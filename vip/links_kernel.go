@@ -241,7 +241,7 @@ func (kernelLinks) Watch(ctx context.Context, changed func(event)) error {
 
 // drainAll waits for the end of a subscription.
 func drainAll[T any](ch <-chan T) {
-	for range ch { //nolint:revive // the values are of no interest any more
+	for range ch { // the values are of no interest any more
 	}
 }
 

@@ -3,6 +3,7 @@ package netfilter
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -229,7 +230,7 @@ func TestNextReply(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || r.last != tt.last || r.err != tt.err || r.seq != 5 || !bytes.Equal(rest, follows) {
+			if err != nil || r.last != tt.last || !errors.Is(r.err, tt.err) || r.seq != 5 || !bytes.Equal(rest, follows) {
 				t.Errorf("%+v, rest %x, %v", r, rest, err)
 			}
 		})
