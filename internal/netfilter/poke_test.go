@@ -7,8 +7,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"vipd/lb"
 )
 
 // The headers are written out by hand from RFC 791, 8200 and 9293.
