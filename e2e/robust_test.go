@@ -127,6 +127,11 @@ func TestB66_F151_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
 		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
 		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1)})
 	w.answeredBy(w.Client, "tcp", targets(80)[0], "b1", "b2")
+	// Chains that another version may have left, with a name this one does not make.
+	w.LB.Run(t, "iptables-nft", "-t", "nat", "-N", "VIPD-OLDER")
+	w.LB.Run(t, "iptables-nft", "-t", "nat", "-N", "VIPD-OLD")
+	w.LB.Run(t, "iptables-nft", "-t", "nat", "-A", "VIPD-OLD", "-j", "VIPD-OLDER")
+	w.LB.Run(t, "iptables-nft", "-t", "nat", "-A", "OUTPUT", "-j", "VIPD-OLD")
 	if out, code := w.vipd("cleanup"); code == 0 {
 		t.Errorf("cleanup beside a running vipd is to be refused:\n%s", out)
 	}

@@ -3,7 +3,6 @@ package iptables
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
 
@@ -214,26 +213,3 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 
 // Close implements proxier.Proxier. There is nothing to free.
 func (p *Proxier) Close() error { return nil }
-
-// Cleanup removes every chain of vipd from a table of one family, whatever
-// version made it, with the rules that lead to it. A Sync of the empty snapshot
-// leaves alone what it does not know; this is for what comes after it. It is no
-// error if there is nothing.
-func Cleanup(ctx context.Context, tool *netfilter.Tool, table string) error {
-	have, err := tool.Read(ctx, table)
-	if err != nil {
-		return err
-	}
-	all := netfilter.Skeleton{Table: table}
-	for name := range have.Own {
-		all.Chains = append(all.Chains, netfilter.Chain{Name: name})
-	}
-	r := all.Removal(have)
-	if r.Empty() {
-		return nil
-	}
-	if err := tool.Restore(ctx, r.Script); err != nil {
-		return fmt.Errorf("cleaning up %s table %s: %w", tool.Family(), table, err)
-	}
-	return nil
-}
