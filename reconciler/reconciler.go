@@ -252,13 +252,20 @@ func (r *Reconciler) dismiss(err error) {
 	r.waiters = nil
 }
 
-// Apply changes the settings and asks for a pass.
+// Apply changes the settings. The next pass goes by them and reads the kernel:
+// whoever reloads means what is in place now. A pass is asked for only if they
+// bear on what is served; else the change that comes with them would have to wait
+// for MinSyncPeriod after a pass for nothing.
 func (r *Reconciler) Apply(ctx context.Context, s Settings) error {
 	return r.errand(ctx, func(context.Context) {
 		r.mu.Lock()
+		before := r.settings
 		r.settings = s
 		r.mu.Unlock()
 		r.tune()
-		r.throttle.request(time.Now(), false)
+		r.throttle.fresh = true
+		if before.Mode != s.Mode || !slices.Equal(before.Allowed, s.Allowed) {
+			r.throttle.request(time.Now(), true)
+		}
 	})
 }

@@ -40,6 +40,22 @@ func TestB56_FirstChangeAfterQuietIsAppliedAtOnce(t *testing.T) {
 	})
 }
 
+func TestB56_ReloadAfterQuietIsAppliedAtOnceAndReadsTheKernel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := quiet(t)
+		w.inject(func() { delete(w.modes[ipt].kernel, key("1:80")) }) // nobody has noticed
+		if err := w.r.Apply(t.Context(), w.s); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
+		w.wants("at once, and mended", "iptables 1:80 a*1 open", "iptables 2:80 b*1 open") // no time has passed
+		if n := w.passes(ipt); n != 1 {
+			t.Errorf("%d passes for a reload", n)
+		}
+	})
+}
+
 func TestB56_FromTheEndOfOnePassToTheStartOfTheNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := quiet(t)
@@ -135,6 +151,7 @@ func TestB61_EverySyncPeriodTheKernelIsRead(t *testing.T) {
 		if err := w.r.Apply(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
+		w.says(svc("1:80 a*1")) // the pass after Apply reads the kernel
 		w.wait(time.Second)
 		w.calls()
 		w.inject(func() { w.modes[ipt].kernel[key("1:80")] = nil; delete(w.modes[ipt].kernel, key("1:80")) })
