@@ -74,7 +74,7 @@ func newRoot() *cobra.Command {
 		Short:         "L4 load balancer for Linux hosts: virtual IPs spread over backends",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		// No Args: with one, cobra answers a misspelt subcommand with the help and exit 0.
 	}
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", defaultConfig, "configuration `FILE`; conf.d/*.toml beside it is read too")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "", "admin socket `PATH` of the daemon (default: daemon.admin_socket of the configuration)")
