@@ -125,6 +125,17 @@ func TestSomethingElseAtThePathOfTheSocketStays(t *testing.T) {
 	}
 }
 
+func TestSocketOfARunningVipdStays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vipd.sock")
+	c := serve(t, path, &scripted{})
+	if _, err := Listen(path, &scripted{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another vipd") {
+		t.Errorf("Listen: %v, want a refusal", err)
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("the first one: %v", err)
+	}
+}
+
 func TestSocketIsClosedToStrangers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vipd.sock")
 	serve(t, path, &scripted{})

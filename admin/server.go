@@ -76,8 +76,8 @@ type Server struct {
 	http     *http.Server
 }
 
-// Listen makes the socket, in place of one that a former run left behind. The
-// caller has made sure that no other vipd runs.
+// Listen makes the socket, in place of one that a former run left behind. One on
+// which somebody answers stays: it is that of a vipd in another network namespace.
 func Listen(path string, d Daemon, log *slog.Logger) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // others may look in, the socket has a mode of its own
 		return nil, fmt.Errorf("admin socket: %w", err)
@@ -85,6 +85,10 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Server, error) {
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("admin socket: %s exists and is no socket; remove it or set daemon.admin_socket", path)
+		}
+		if conn, err := net.Dial("unix", path); err == nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("admin socket: another vipd answers on %s; set daemon.admin_socket to another path", path)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("admin socket: %w", err)
