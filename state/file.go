@@ -42,7 +42,7 @@ func acquire(path string) (*os.File, error) {
 // replaceFile writes a file so that path holds either the old or the new content
 // at every moment, and returns it open for writing.
 func replaceFile(path string, content []byte) (*os.File, error) {
-	tmp := path + ".tmp"
+	tmp := path + newSuffix
 	file, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o640)
 	if err != nil {
 		return nil, err
@@ -64,8 +64,8 @@ func replaceFile(path string, content []byte) (*os.File, error) {
 	return file, nil
 }
 
-// Remove deletes the log of a directory that nobody uses. That there is none is
-// no error.
+// Remove deletes the log of a directory that nobody uses, and what was put aside
+// of it. That there is none is no error.
 func Remove(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -75,10 +75,13 @@ func Remove(dir string) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := os.Remove(filepath.Join(dir, logName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("state log: %w", err)
+	var errs []error
+	for _, name := range []string{logName, logName + badSuffix, logName + newSuffix} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("state log: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // resume goes on with the log as it is, of which whole bytes are good, because it

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -46,6 +47,24 @@ func TestF140_SecondOpenerIsRefused(t *testing.T) {
 	closeStore(t, s)
 	_, entries := open(t, dir)
 	wants(t, "after the first is closed", entries, "x=1")
+}
+
+func TestRemoveLeavesNothingButTheLock(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"state.log", "state.log.bad", "state.log.tmp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // a second time there is nothing to do
+		if err := Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "lock" {
+		t.Errorf("left are %v, %v; want the lock alone", left, err)
+	}
 }
 
 func TestF142_LockVanishesWithTheProcess(t *testing.T) {

@@ -29,7 +29,10 @@ import (
 const (
 	logName  = "state.log"
 	lockName = "lock"
-	version  = 1
+	// What stands beside the log: one that is not believed, and one being written.
+	badSuffix = ".bad"
+	newSuffix = ".tmp"
+	version   = 1
 	// The log is compacted when it is this many times as long as when it was last
 	// compacted, and longer than minCompact bytes.
 	compactFactor = 4
@@ -98,7 +101,7 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 	entries, whole, err := load(dir)
 	var damaged *Damaged
 	if err != nil {
-		aside := s.path() + ".bad"
+		aside := s.path() + badSuffix
 		if moved := os.Rename(s.path(), aside); moved != nil {
 			_ = lock.Close()
 			return nil, nil, errors.Join(err, moved)
