@@ -132,7 +132,9 @@ func (d *daemon) Reload(ctx context.Context) error {
 	revision := d.swap(cfg)
 	d.log.Info("configuration reloaded", "file", d.path, "services", len(cfg.Services))
 	d.hub.SetPolicy(static.Name, staticPolicy(cfg))
-	if err := d.reconciler.Apply(ctx, settings(cfg)); err != nil {
+	// The configuration is in force: that who asked for it went away must not keep
+	// its services back.
+	if err := d.reconciler.Apply(context.WithoutCancel(ctx), settings(cfg)); err != nil {
 		return err
 	}
 	d.static.Update(cfg.Services, revision)
