@@ -23,7 +23,7 @@ func runUnit(ctx context.Context, to *reporter) ([]string, error) {
 }
 
 // runKernel runs the tests with the tag kernel on the kernel of this machine, one
-// package at a time, since they measure what the kernel does.
+// package at a time, since they measure what the kernel does, and never from the cache.
 func runKernel(ctx context.Context, to *reporter) ([]string, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("needs root, to make network namespaces")
@@ -45,7 +45,7 @@ func runKernel(ctx context.Context, to *reporter) ([]string, error) {
 		paths = append(paths, p.path)
 		names = append(names, p.tests...)
 	}
-	cmd := command(ctx, "kernel", "go", append([]string{"test", "-tags=kernel", "-race", "-p=1", "-timeout=" + timeout,
+	cmd := command(ctx, "kernel", "go", append([]string{"test", "-tags=kernel", "-race", "-p=1", "-count=1", "-timeout=" + timeout,
 		"-json", "-run=" + pattern(names)}, paths...)...)
 	cmd.Env = append(cmd.Env, binaries)
 	return paths, to.command(cmd)
