@@ -86,8 +86,7 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Server, error) {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("admin socket: %s exists and is no socket; remove it or set daemon.admin_socket", path)
 		}
-		if conn, err := net.Dial("unix", path); err == nil {
-			_ = conn.Close()
+		if answers(path) {
 			return nil, fmt.Errorf("admin socket: another vipd answers on %s; set daemon.admin_socket to another path", path)
 		}
 		if err := os.Remove(path); err != nil {
@@ -111,6 +110,18 @@ func Listen(path string, d Daemon, log *slog.Logger) (*Server, error) {
 			return context.WithValue(ctx, peerKey{}, peerUID(c))
 		},
 	}}, nil
+}
+
+// answers reports whether somebody listens on the socket at path.
+func answers(path string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // Serve answers until ctx ends, then removes the socket.
