@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -34,7 +35,7 @@ kernel. Nothing is changed in either case.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			p, alone, err := plan(cmd.Context(), o)
+			p, alone, err := plan(cmd.Context(), o, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -57,7 +58,7 @@ kernel. Nothing is changed in either case.`,
 }
 
 // plan asks the daemon, or plans alone if there is none.
-func plan(ctx context.Context, o *options) (p admin.Plan, alone bool, err error) {
+func plan(ctx context.Context, o *options, warnings io.Writer) (p admin.Plan, alone bool, err error) {
 	files, err := config.Read(ctx, o.config)
 	if err != nil {
 		return p, false, err
@@ -70,19 +71,22 @@ func plan(ctx context.Context, o *options) (p admin.Plan, alone bool, err error)
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return p, false, err
 	}
-	p, err = planAlone(ctx, cfg)
+	p, err = planAlone(ctx, cfg, func(what string, err error) { _, _ = fmt.Fprintf(warnings, "%s: %v\n", what, err) })
 	return p, true, err
 }
 
-func planAlone(ctx context.Context, cfg *config.Config) (p admin.Plan, err error) {
+// planAlone believes of the last run what a start would believe.
+func planAlone(ctx context.Context, cfg *config.Config, warn func(string, error)) (p admin.Plan, err error) {
 	log := slog.New(slog.DiscardHandler)
 	entries, err := state.Load(cfg.Daemon.StateDir)
-	if err != nil {
+	if errors.Is(err, fs.ErrPermission) {
 		return p, fmt.Errorf("state of the last run: %w", err)
+	} else if err != nil {
+		warn("the state of the last run is not used, nor will a start use it", err)
 	}
 	past, err := recall(entries, time.Now())
 	if err != nil {
-		return p, err
+		warn("some of the last run's state is not used", err)
 	}
 	host, err := newHost(cfg, log)
 	if err != nil {

@@ -130,10 +130,14 @@ func newReload(o *options) *cobra.Command {
 		Short: "Have the daemon read its configuration again; returns when it is served (0) or refused (1)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := client(cmd.Context(), o).Reload(cmd.Context()); err != nil {
+			c := client(cmd.Context(), o)
+			if err := c.Reload(cmd.Context()); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "reloaded")
+			if s, asked := c.Status(cmd.Context()); asked == nil {
+				printTrouble(cmd.ErrOrStderr(), s)
+			}
 			return err
 		},
 	}

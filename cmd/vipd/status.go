@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vipd/desired"
+	"vipd/lb"
 	"vipd/reconciler"
 )
 
@@ -124,9 +126,6 @@ func printNotes(w io.Writer, s reconciler.Status) {
 		if src.Error != "" {
 			say("  %s; its last good set stands", src.Error)
 		}
-		for k, kind := range src.Held {
-			say("  held: the removal of %s (%s)", k, kind)
-		}
 		for _, r := range src.Rejected {
 			say("  rejected: %s: %s", r.Entry, r.Reason)
 		}
@@ -144,16 +143,26 @@ func printNotes(w io.Writer, s reconciler.Status) {
 			say("error: %s", e)
 		}
 	}
-	for _, svc := range s.Services {
-		if svc.Error != "" {
-			say("quarantined: %s %s: %s", svc.Name, svc.Key, svc.Error)
-		}
-	}
-	for _, pr := range s.Problems {
-		say("not served: %s %s of source %s: %s", pr.Name, pr.Key, pr.Source, pr.Reason)
-	}
+	printTrouble(w, s)
 	for _, f := range s.Findings {
 		say("finding: %s", f)
+	}
+}
+
+// printTrouble prints what is not served as its source states it, and why.
+func printTrouble(w io.Writer, s reconciler.Status) {
+	for _, src := range s.Sources {
+		for _, k := range slices.SortedFunc(maps.Keys(src.Held), lb.Key.Compare) {
+			_, _ = fmt.Fprintf(w, "held: the removal of %s, which source %s does not state any more (%s)\n", k, src.Name, src.Held[k])
+		}
+	}
+	for _, svc := range s.Services {
+		if svc.Error != "" {
+			_, _ = fmt.Fprintf(w, "quarantined: %s %s: %s\n", svc.Name, svc.Key, svc.Error)
+		}
+	}
+	for _, p := range s.Problems {
+		_, _ = fmt.Fprintf(w, "not served: %s %s of source %s: %s\n", p.Name, p.Key, p.Source, p.Reason)
 	}
 }
 
