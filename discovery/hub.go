@@ -150,25 +150,10 @@ func (h *Hub) judge(now time.Time) (changed, heard bool) {
 	return changed, heard
 }
 
-// rival returns whether a source other than m claims a Key with a live entry.
-func (h *Hub) rival(m *member) func(lb.Key) bool {
-	return func(k lb.Key) bool {
-		for _, o := range h.members {
-			if o == m || o.ledger.get(k) == nil {
-				continue
-			}
-			if hold, held := o.ledger.held[k]; !held || hold.stated() {
-				return true
-			}
-		}
-		return false
-	}
-}
-
 // take judges a set and reports whether the view says something new. A set that
 // is judged again is no answer: it does not end an error.
 func (m *member) take(set Set, answer bool, p Policy, now time.Time) bool {
-	next, class := m.ledger.accept(set, p, now, m.hub.rival(m))
+	next, class := m.ledger.accept(set, p, now, m.hub.snapshot(0).rival(m.name))
 	v := m.view
 	v.Services, v.Held, v.Revision = next.services, next.held, set.Revision
 	v.Rejected = slices.Concat(set.Rejected, next.doubles)
