@@ -85,14 +85,10 @@ func (p *poker) pace(ctx context.Context) error {
 	if ahead <= pokeBurst {
 		return ctx.Err()
 	}
-	timer := time.NewTimer(ahead - pokeBurst/2)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
+	if !sleep(ctx, ahead-pokeBurst/2) {
 		return ctx.Err()
 	}
+	return nil
 }
 
 // poke makes dst answer to src. It sends two ACKs half of the number space apart:
