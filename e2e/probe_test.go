@@ -118,8 +118,9 @@ func (w *world) generation() uint32 {
 	return 0
 }
 
-// device finds what the kernel chooses about a device: its number and its address.
-var device = regexp.MustCompile(`^\d+: |link/ether \S+`)
+// device finds what the kernel chooses about a device: its number, its address, and its
+// operational state, which follows a moment after the link is up.
+var device = regexp.MustCompile(`^\d+: |link/ether \S+| state [A-Z]+\b`)
 
 // kernelState returns all that vipd can have put into the kernel, a sorted line
 // each, in a form that depends on nothing else.

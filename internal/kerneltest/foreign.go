@@ -113,6 +113,8 @@ var (
 	emptyTable = regexp.MustCompile(`^(#|\*|COMMIT$|:[A-Z]+ ACCEPT |$)`)
 	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
 	lifetime   = regexp.MustCompile(`\b(\d+sec|expires \S+)`)
+	// What a link finds on its wire follows a moment after it was set up, by itself.
+	carrier = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP\b| state [A-Z]+\b| linkdown\b`)
 )
 
 // foreignLines returns the lines of text that are foreign state, without what
@@ -130,6 +132,7 @@ func foreignLines(text string, own []string) []string {
 			continue
 		}
 		line = counters.ReplaceAllString(line, "[0:0]")
+		line = carrier.ReplaceAllString(line, "")
 		lines = append(lines, table+lifetime.ReplaceAllString(line, "-"))
 	}
 	return lines
