@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vipd/lb"
+	"vipd/lb/lbtest"
 )
 
 const (
@@ -190,39 +191,7 @@ func showService(svc *lb.Service) string {
 	return line
 }
 
-// svc builds a spec from the form that show prints, with a drain of 30 s. A
-// backend may be "a*draining" or "a*disabled", or an address as "192.0.2.7*1".
-func svc(text string) *lb.Spec {
-	words := strings.Fields(text)
-	if !strings.Contains(words[0], ".") && !strings.HasPrefix(words[0], "[") {
-		words[0] = "192.0.2." + words[0]
-	}
-	k, err := lb.ParseKey(words[0])
-	if err != nil {
-		panic(err)
-	}
-	s := &lb.Spec{Key: k, Name: "n" + words[0], Scheduler: lb.WRR, Masquerade: lb.MasqueradeAlways, DrainTimeout: 30 * time.Second}
-	for _, word := range words[1:] {
-		name, rest, _ := strings.Cut(word, "*")
-		b := lb.BackendSpec{State: lb.Active, Weight: 1}
-		if len(name) == 1 {
-			b.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, name[0] - 'a' + 1}), 8080)
-		} else {
-			b.Addr = netip.AddrPortFrom(netip.MustParseAddr(name), 8080)
-		}
-		switch rest {
-		case "draining", "disabled":
-			b.State = lb.AdminState(rest)
-		default:
-			if _, err := fmt.Sscan(rest, &b.Weight); err != nil {
-				panic(err)
-			}
-		}
-		s.Backends = append(s.Backends, b)
-	}
-	s.Normalize()
-	return s
-}
+func svc(text string) *lb.Spec { return lbtest.Spec(text) }
 
 // with changes a copy of a spec.
 func with(s *lb.Spec, f func(*lb.Spec)) *lb.Spec {

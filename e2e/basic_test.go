@@ -131,14 +131,7 @@ func TestB12_BackendIsTheLoadBalancerItself(t *testing.T) {
 	w.serveAll(8080)
 	w.serve(w.LB, "lb", 8080)
 	for _, masquerade := range []string{"always", "never", "auto"} {
-		s := service{name: "web", port: 80, more: []string{`masquerade = "` + masquerade + `"`}, backends: append(w.at(8080, 1), hostPorts(w.LB, 8080)...)}
-		u := s
-		u.name, u.protocol = "dns", "udp"
-		if w.cmd == nil {
-			w.run(s, u)
-		} else {
-			w.change(s, u)
-		}
+		w.masquerade(masquerade, append(w.at(8080, 1), hostPorts(w.LB, 8080)...))
 		for _, target := range targets(80) {
 			for _, network := range []string{"tcp", "udp"} {
 				w.answeredBy(w.Client, network, target, "b1", "lb")

@@ -9,6 +9,36 @@ import (
 	"vipd/internal/kerneltest"
 )
 
+// overTCPAndUDP returns two services that differ in nothing but the protocol.
+func overTCPAndUDP(name string, port int, masquerade string, backends []string) []service {
+	s := service{name: name + "-tcp", port: port, more: []string{`masquerade = "` + masquerade + `"`}, backends: backends}
+	u := s
+	u.name, u.protocol = name+"-udp", "udp"
+	return []service{s, u}
+}
+
+// runEveryMasquerade starts vipd with b1 behind port 80 with masquerade always, 81
+// with never and 82 with auto.
+func (w *world) runEveryMasquerade() {
+	w.t.Helper()
+	var services []service
+	for i, masquerade := range []string{"always", "never", "auto"} {
+		services = append(services, overTCPAndUDP(masquerade, 80+i, masquerade, w.at(8080, 1))...)
+	}
+	w.run(services...)
+}
+
+// masquerade serves port 80 that way from now on, and nothing else.
+func (w *world) masquerade(masquerade string, backends []string) {
+	w.t.Helper()
+	services := overTCPAndUDP("web", 80, masquerade, backends)
+	if w.cmd == nil {
+		w.run(services...)
+	} else {
+		w.change(services...)
+	}
+}
+
 // TestB25 asks which client address a backend sees. b2 is a client on the subnet
 // of the backend b1: without masquerade the answer would go to it directly.
 func TestB25_MasqueradeAlwaysNeverAuto(t *testing.T) {
@@ -17,13 +47,7 @@ func TestB25_MasqueradeAlwaysNeverAuto(t *testing.T) {
 	}
 	w := newWorld(t, 2)
 	w.serveAll(8080)
-	var services []service
-	for i, masquerade := range []string{"always", "never", "auto"} {
-		for _, network := range []string{"tcp", "udp"} {
-			services = append(services, service{name: network + masquerade, port: 80 + i, protocol: network, more: []string{`masquerade = "` + masquerade + `"`}, backends: w.at(8080, 1)})
-		}
-	}
-	w.run(services...)
+	w.runEveryMasquerade()
 	lb := []netip.Addr{netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("fd00:2::1")}
 	client := []netip.Addr{w.Client.Addr4, w.Client.Addr6}
 	tests := []struct {
@@ -55,13 +79,7 @@ func TestB26_ABackendReachesItselfThroughItsVIP(t *testing.T) {
 	}
 	w := newWorld(t, 1)
 	w.serveAll(8080)
-	var services []service
-	for i, masquerade := range []string{"always", "never", "auto"} {
-		for _, network := range []string{"tcp", "udp"} {
-			services = append(services, service{name: network + masquerade, port: 80 + i, protocol: network, more: []string{`masquerade = "` + masquerade + `"`}, backends: w.at(8080, 1)})
-		}
-	}
-	w.run(services...)
+	w.runEveryMasquerade()
 	for i := range 3 {
 		for _, target := range targets(80 + i) {
 			w.answeredBy(w.Backends[0], "tcp", target, "b1")
@@ -77,14 +95,7 @@ func TestB27_TheHostIsAClientOfItsOwnVIPWithASourceThatCanBeAnswered(t *testing.
 	w := newWorld(t, 1)
 	w.serveAll(8080)
 	for _, masquerade := range []string{"never", "auto", "always"} {
-		s := service{name: "web", port: 80, more: []string{`masquerade = "` + masquerade + `"`}, backends: w.at(8080, 1)}
-		u := s
-		u.name, u.protocol = "dns", "udp"
-		if w.cmd == nil {
-			w.run(s, u)
-		} else {
-			w.change(s, u)
-		}
+		w.masquerade(masquerade, w.at(8080, 1))
 		for i, target := range targets(80) {
 			for _, network := range []string{"tcp", "udp"} {
 				a := w.ask(w.LB, network, target)

@@ -118,9 +118,8 @@ func (w *world) generation() uint32 {
 	return 0
 }
 
-// device finds what the kernel chooses about a device: its number, its address, and its
-// operational state, which follows a moment after the link is up.
-var device = regexp.MustCompile(`^\d+: |link/ether \S+| state [A-Z]+\b`)
+// device finds what the kernel chooses about a device: its number and its address.
+var device = regexp.MustCompile(`^\d+: |link/ether \S+`)
 
 // kernelState returns all that vipd can have put into the kernel, a sorted line
 // each, in a form that depends on nothing else.
@@ -147,7 +146,7 @@ func (w *world) kernelState() string {
 	for _, argv := range [][]string{{"ipset", "save"}, {"ip", "-o", "address", "show"}, {"ip", "-o", "link", "show"}} {
 		for line := range strings.Lines(w.LB.Run(w.t, argv[0], argv[1:]...)) {
 			if strings.Contains(line, "vipd") {
-				state = append(state, argv[0]+" "+device.ReplaceAllString(strings.TrimSpace(line), ""))
+				state = append(state, argv[0]+" "+device.ReplaceAllString(kerneltest.WithoutCarrier(strings.TrimSpace(line)), ""))
 			}
 		}
 	}
@@ -157,19 +156,7 @@ func (w *world) kernelState() string {
 
 // differ returns the lines that went and came between two such states.
 func differ(before, after string) string {
-	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
-	var b strings.Builder
-	for _, line := range was {
-		if !slices.Contains(is, line) {
-			fmt.Fprintf(&b, "- %s\n", line)
-		}
-	}
-	for _, line := range is {
-		if !slices.Contains(was, line) {
-			fmt.Fprintf(&b, "+ %s\n", line)
-		}
-	}
-	return b.String()
+	return strings.Join(kerneltest.DiffLines(strings.Split(before, "\n"), strings.Split(after, "\n")), "\n")
 }
 
 // flows returns the entries of the connection tracking that have these words.

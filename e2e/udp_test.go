@@ -44,6 +44,20 @@ func (w *world) flowsTo(backend string) {
 	}
 }
 
+// nothingComesTo sends on the watched flows; none of it may reach that server.
+func (w *world) nothingComesTo(server *loss.Server) {
+	w.t.Helper()
+	before := server.Requests()
+	for range 10 {
+		for _, target := range targets(53) {
+			w.flow(target)
+		}
+	}
+	if n := server.Requests() - before; n != 0 {
+		w.t.Errorf("%d datagrams came to a backend that is gone", n)
+	}
+}
+
 func TestB44_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -93,15 +107,7 @@ func TestB46_WithoutBackendsAFlowIsRefusedAndNothingComesToTheOldOne(t *testing.
 	for _, target := range targets(53) {
 		w.eventually("the flow is refused", func() bool { return w.flow(target) == string(loss.Refused) })
 	}
-	before := server.Requests()
-	for range 10 {
-		for _, target := range targets(53) {
-			w.flow(target)
-		}
-	}
-	if n := server.Requests() - before; n != 0 {
-		t.Errorf("%d datagrams came to the removed backend", n)
-	}
+	w.nothingComesTo(server)
 	if left := w.flows("udp", "dport=53", "sport=8080"); len(left) != 0 {
 		t.Errorf("entries are left: %v", left)
 	}
@@ -118,15 +124,7 @@ func TestB47_ADeletedServiceLeavesNoEntries(t *testing.T) {
 	w.flowsTo("b1")
 	w.change(keeper)
 	w.eventually("the entries are gone", func() bool { return len(w.flows("udp", "dport=53", "sport=8080")) == 0 })
-	before := server.Requests()
-	for range 10 {
-		for _, target := range targets(53) {
-			w.flow(target)
-		}
-	}
-	if n := server.Requests() - before; n != 0 {
-		t.Errorf("%d datagrams came to the backend of a deleted service", n)
-	}
+	w.nothingComesTo(server)
 }
 
 func TestB48_AFlowMovesWhenTheTargetPortChanges(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"vipd/discovery"
 	"vipd/internal/latest"
 	"vipd/lb"
+	"vipd/lb/lbtest"
 	"vipd/proxier"
 )
 
@@ -182,33 +183,7 @@ func (w *world) state(text string) string {
 	return strings.Join(states, ", ")
 }
 
-// svc builds a spec: "1:80 a*1 b*draining" is port 80 of 192.0.2.1 with backends
-// 10.0.0.1 and 10.0.0.2.
-func svc(text string) *lb.Spec {
-	words := strings.Fields(text)
-	if !strings.Contains(words[0], ".") {
-		words[0] = "192.0.2." + words[0]
-	}
-	k, err := lb.ParseKey(words[0])
-	if err != nil {
-		panic(err)
-	}
-	s := &lb.Spec{Key: k, Name: "n" + words[0], Scheduler: lb.WRR, Masquerade: lb.MasqueradeAlways, DrainTimeout: 30 * time.Second}
-	for _, word := range words[1:] {
-		name, rest, _ := strings.Cut(word, "*")
-		b := lb.BackendSpec{
-			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, name[0] - 'a' + 1}), 8080), State: lb.Active, Weight: 1,
-		}
-		if rest == "draining" {
-			b.State = lb.Draining
-		} else if _, err := fmt.Sscan(rest, &b.Weight); err != nil {
-			panic(err)
-		}
-		s.Backends = append(s.Backends, b)
-	}
-	s.Normalize()
-	return s
-}
+func svc(text string) *lb.Spec { return lbtest.Spec(text) }
 
 func key(text string) lb.Key { return svc(text).Key }
 

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -135,19 +134,10 @@ func judge(l lane, run *testrun.Run, packages []string) error {
 
 // printRows prints how many rows the results prove.
 func printRows() error {
-	all, err := rows.Load()
+	table, err := rows.Read(rows.ResultsDir)
 	if err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(resultsDir, "*.json"))
-	if err != nil {
-		return err
-	}
-	tests, err := rows.ReadResults(files)
-	if err != nil {
-		return err
-	}
-	table := rows.Judge(all, tests)
 	fmt.Println(table.Summary())
 	return table.Err()
 }

@@ -10,11 +10,9 @@ import (
 	"slices"
 	"strings"
 
+	"vipd/internal/rows"
 	"vipd/internal/testrun"
 )
-
-// resultsDir is where the lanes leave their events.
-const resultsDir = ".cache/results"
 
 // reporter takes the events of a lane: it keeps them, writes them to the lane's file
 // and prints a line a package.
@@ -24,10 +22,10 @@ type reporter struct {
 }
 
 func newReporter(lane string) (*reporter, error) {
-	if err := os.MkdirAll(resultsDir, 0o755); err != nil {
+	if err := os.MkdirAll(rows.ResultsDir, 0o755); err != nil {
 		return nil, err
 	}
-	file, err := os.Create(filepath.Join(resultsDir, lane+".json"))
+	file, err := os.Create(filepath.Join(rows.ResultsDir, lane+".json"))
 	if err != nil {
 		return nil, err
 	}

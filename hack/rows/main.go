@@ -3,10 +3,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"vipd/internal/rows"
 )
@@ -19,22 +17,10 @@ func main() {
 }
 
 func run() error {
-	files, err := filepath.Glob(".cache/results/*.json")
+	table, err := rows.Read(rows.ResultsDir)
 	if err != nil {
 		return err
 	}
-	if len(files) == 0 {
-		return errors.New("no results yet; run `make test` or one of its lanes first")
-	}
-	all, err := rows.Load()
-	if err != nil {
-		return err
-	}
-	tests, err := rows.ReadResults(files)
-	if err != nil {
-		return err
-	}
-	table := rows.Judge(all, tests)
 	if err := table.Write(os.Stdout); err != nil {
 		return err
 	}

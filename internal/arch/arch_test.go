@@ -28,6 +28,7 @@ type rule struct {
 
 // The first rule whose folder fits is the one that counts.
 var rules = []rule{
+	{"lb/lbtest", []string{"lb"}, true, "what builds values of lb for tests knows lb alone"},
 	{"lb", nil, true, "lb is the vocabulary that everything hangs on: values of the standard library only"},
 	{"config", []string{"lb"}, false, "the configuration is read without knowing who will use it"},
 	{"discovery", []string{"discovery", "lb", "internal/latest"}, false, "a source finds; it decides nothing and touches no kernel"},

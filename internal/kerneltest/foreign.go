@@ -87,23 +87,35 @@ func (f Foreign) Diff(earlier Foreign) string {
 			continue
 		}
 		fmt.Fprintf(&b, "%s:\n", section)
-		before := b.Len()
-		for _, l := range was {
-			if !slices.Contains(is, l) {
-				fmt.Fprintf(&b, "  - %s\n", l)
-			}
-		}
-		for _, l := range is {
-			if !slices.Contains(was, l) {
-				fmt.Fprintf(&b, "  + %s\n", l)
-			}
-		}
-		if b.Len() == before {
-			b.WriteString("  the same lines in another order or number\n")
+		for _, l := range DiffLines(was, is) {
+			fmt.Fprintf(&b, "  %s\n", l)
 		}
 	}
 	return b.String()
 }
+
+// DiffLines returns the lines that went, each after "- ", and then those that came,
+// each after "+ ". If neither is so although the two differ, it says that.
+func DiffLines(was, is []string) (lines []string) {
+	for _, l := range was {
+		if !slices.Contains(is, l) {
+			lines = append(lines, "- "+l)
+		}
+	}
+	for _, l := range is {
+		if !slices.Contains(was, l) {
+			lines = append(lines, "+ "+l)
+		}
+	}
+	if len(lines) == 0 && !slices.Equal(was, is) {
+		lines = append(lines, "the same lines in another order or number")
+	}
+	return lines
+}
+
+// WithoutCarrier returns a line of ip without what a link finds on its wire, which
+// follows a moment after it was set up, by itself.
+func WithoutCarrier(line string) string { return carrier.ReplaceAllString(line, "") }
 
 var (
 	// What iptables-nft shows in its own words is not shown a second time in nft's.
@@ -113,8 +125,7 @@ var (
 	emptyTable = regexp.MustCompile(`^(#|\*|COMMIT$|:[A-Z]+ ACCEPT |$)`)
 	counters   = regexp.MustCompile(`\[\d+:\d+\]`)
 	lifetime   = regexp.MustCompile(`\b(\d+sec|expires \S+)`)
-	// What a link finds on its wire follows a moment after it was set up, by itself.
-	carrier = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP\b| state [A-Z]+\b| linkdown\b`)
+	carrier    = regexp.MustCompile(`NO-CARRIER,|,LOWER_UP\b| state [A-Z]+\b| linkdown\b`)
 )
 
 // foreignLines returns the lines of text that are foreign state, without what
@@ -132,7 +143,7 @@ func foreignLines(text string, own []string) []string {
 			continue
 		}
 		line = counters.ReplaceAllString(line, "[0:0]")
-		line = carrier.ReplaceAllString(line, "")
+		line = WithoutCarrier(line)
 		lines = append(lines, table+lifetime.ReplaceAllString(line, "-"))
 	}
 	return lines

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -70,6 +71,32 @@ func rowsOf(test string) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSuffix(m[1], "_"), "_")
+}
+
+// ResultsDir is where the lanes leave their events, below the root of the repository.
+const ResultsDir = ".cache/results"
+
+// ErrNoResults says that no lane has run yet.
+var ErrNoResults = errors.New("no results yet; run `make test` or one of its lanes first")
+
+// Read judges every row by the results that the lanes left in a folder.
+func Read(dir string) (Table, error) {
+	all, err := Load()
+	if err != nil {
+		return Table{}, err
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return Table{}, err
+	}
+	if len(files) == 0 {
+		return Table{}, ErrNoResults
+	}
+	tests, err := ReadResults(files)
+	if err != nil {
+		return Table{}, err
+	}
+	return Judge(all, tests), nil
 }
 
 // ReadResults reads files of test events.
