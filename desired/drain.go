@@ -53,7 +53,9 @@ func drains(p lb.Protocol) bool { return p == lb.TCP }
 // serve returns the service that spec asks for, with the backends that have to
 // drain. before is what the mode served until now, or nil.
 func serve(before *placed, spec *lb.Spec, now time.Time) *placed {
-	p := &placed{Service: &lb.Service{Key: spec.Key, Scheduler: spec.Scheduler, Masquerade: spec.Masquerade}}
+	p := &placed{Service: &lb.Service{
+		Key: spec.Key, Scheduler: spec.Scheduler, Masquerade: spec.Masquerade, Affinity: spec.Affinity, Clients: spec.Clients,
+	}}
 	backends := make([]lb.Backend, 0, len(spec.Backends))
 	listed := make(map[netip.AddrPort]bool, len(spec.Backends))
 	for _, b := range spec.Backends {
@@ -95,6 +97,7 @@ func leave(before *placed, timeout time.Duration, now time.Time) *placed {
 	}
 	p := &placed{Leaving: true, Service: &lb.Service{
 		Key: before.Service.Key, Scheduler: before.Service.Scheduler, Masquerade: before.Service.Masquerade,
+		Affinity: before.Service.Affinity, Clients: before.Service.Clients,
 	}}
 	if drains(p.Service.Key.Protocol) {
 		for _, b := range before.Service.Backends {

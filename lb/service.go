@@ -3,6 +3,7 @@ package lb
 import (
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Backend is a real server of a Service, as a proxier must treat it.
@@ -21,13 +22,20 @@ type Service struct {
 	Key        Key        `json:"key"`
 	Scheduler  Scheduler  `json:"scheduler"`
 	Masquerade Masquerade `json:"masquerade"`
-	Backends   []Backend  `json:"backends"`
+	// Affinity is how long a client address comes back to the same backend after
+	// its last new connection; in whole seconds, 0: not at all.
+	Affinity time.Duration `json:"affinity_ns,omitempty"`
+	// Clients are the ranges from which connections are taken; empty: all. See
+	// NormalizeClients.
+	Clients  []netip.Prefix `json:"clients,omitempty"`
+	Backends []Backend      `json:"backends"`
 }
 
 // Equal reports whether two services are the same to a proxier.
 func (s *Service) Equal(o *Service) bool {
 	return s == o || s.Key == o.Key && s.Scheduler == o.Scheduler &&
-		s.Masquerade == o.Masquerade && slices.Equal(s.Backends, o.Backends)
+		s.Masquerade == o.Masquerade && s.Affinity == o.Affinity &&
+		slices.Equal(s.Clients, o.Clients) && slices.Equal(s.Backends, o.Backends)
 }
 
 // Usable returns the backends that may get new connections, with their weight.

@@ -58,19 +58,26 @@ type BackendSpec struct {
 // Spec is a service as a source wants it: one VIP, one port, one protocol. A
 // [[service]] with several VIPs or ports is several Specs of one Name.
 type Spec struct {
-	Key          Key           `json:"key"`
-	Name         string        `json:"name"`
-	Mode         Mode          `json:"mode,omitempty"`
-	Scheduler    Scheduler     `json:"scheduler"`
-	Masquerade   Masquerade    `json:"masquerade"`
-	DrainTimeout time.Duration `json:"drain_timeout_ns"`
-	Backends     []BackendSpec `json:"backends"` // sorted by address, no address twice: see Normalize
+	Key        Key        `json:"key"`
+	Name       string     `json:"name"`
+	Mode       Mode       `json:"mode,omitempty"`
+	Scheduler  Scheduler  `json:"scheduler"`
+	Masquerade Masquerade `json:"masquerade"`
+	// Affinity is how long a client address comes back to the backend of its last
+	// new connection; in whole seconds, 0: every connection is balanced by itself.
+	Affinity time.Duration `json:"affinity_ns,omitempty"`
+	// Clients are the ranges from which connections are taken, masked, sorted and
+	// none inside another; empty: all. See NormalizeClients.
+	Clients      []netip.Prefix `json:"clients,omitempty"`
+	DrainTimeout time.Duration  `json:"drain_timeout_ns"`
+	Backends     []BackendSpec  `json:"backends"` // sorted by address, no address twice: see Normalize
 }
 
 // Equal reports whether two specs say the same. Both must be normalized.
 func (s *Spec) Equal(o *Spec) bool {
 	return s == o || s.Key == o.Key && s.Name == o.Name && s.Mode == o.Mode &&
 		s.Scheduler == o.Scheduler && s.Masquerade == o.Masquerade &&
+		s.Affinity == o.Affinity && slices.Equal(s.Clients, o.Clients) &&
 		s.DrainTimeout == o.DrainTimeout && slices.Equal(s.Backends, o.Backends)
 }
 
@@ -91,6 +98,25 @@ func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
 		return true
 	})
 	return duplicates
+}
+
+// NormalizeClients masks and sorts ranges and leaves out those that lie inside
+// another one. It returns nil for none, which means everybody.
+func NormalizeClients(ranges []netip.Prefix) (clients []netip.Prefix) {
+	sorted := make([]netip.Prefix, len(ranges))
+	for i, r := range ranges {
+		sorted[i] = r.Masked()
+	}
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	for _, r := range sorted {
+		if n := len(clients); n > 0 && clients[n-1].Overlaps(r) {
+			continue // it begins later or is smaller, so it lies inside
+		}
+		clients = append(clients, r)
+	}
+	return clients
 }
 
 // compareState puts the most available state first, and what is no state last.
