@@ -5,9 +5,9 @@
 // The way of the first packet of a connection:
 //
 //	PREROUTING, OUTPUT -> VIPD-SVC    what goes to a VIP
-//	  -> VIPD-DISP -> VIPD-T-...      a tree over the VIPs and ports (tree.go)
-//	  -> VIPD-<service>               chooses a backend and translates (service.go)
-//	  -> VIPD-W-...                   when there are many backends
+//	  -> VIPD-2-DISP -> VIPD-2-T-...  a tree over the VIPs and ports (tree.go)
+//	  -> VIPD-2-<service>             chooses a backend and translates (service.go)
+//	  -> VIPD-2-W-...                 when there are many backends
 //
 // VIPD-SVC lets alone what does not begin a connection, gives the connection the
 // mark of vipd, and marks the packet for masquerade. The sets it matches on, the
@@ -21,6 +21,9 @@
 //   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
 //   - The layout is a function of the snapshot alone, so a restart finds what it
 //     left. A chain is compared by a checksum that it carries in a comment.
+//   - The names carry the generation of the layout, 2, but for VIPD-SVC: another
+//     layout is built beside, and one commit of VIPD-SVC switches. Until something
+//     may be removed what the new tree does not know goes on to the old one.
 //   - What is remembered of the kernel advances only after the kernel said yes.
 //     After an error it is forgotten and read again. The rule set has a generation
 //     in the kernel: while that stays, nothing needs to be read.

@@ -9,15 +9,26 @@ import (
 	"vipd/lb"
 )
 
-// The names of the chains, all in table nat. A service's chain is "VIPD-" and a
-// hash of its Key, so that no text of a user is ever in a name; "-" is not in the
+// The names of the chains, all in table nat. They carry the generation of the
+// layout, but for VIPD-SVC: that is the switch, which one commit turns from the
+// root of one generation to that of the next. A service's chain is named by a hash
+// of its Key, so that no text of a user is ever in a name; "-" is not in the
 // alphabet of the hash, so no two kinds can be taken for each other.
 const (
-	chainService  = netfilter.ChainPrefix + "SVC"  // entered from PREROUTING and OUTPUT
-	chainDispatch = netfilter.ChainPrefix + "DISP" // the root of the tree
-	prefixNode    = netfilter.ChainPrefix + "T-"   // an inner node of the tree
-	prefixSpread  = netfilter.ChainPrefix + "W-"   // a part of the backends of a service
+	chainService = netfilter.ChainPrefix + "SVC" // entered from PREROUTING and OUTPUT
+
+	layout        = netfilter.ChainPrefix + "2-"
+	chainDispatch = layout + "DISP" // the root of the tree
+	prefixNode    = layout + "T-"   // an inner node of the tree
+	prefixSpread  = layout + "W-"   // a part of the backends of a service
 	hashLength    = 16
+)
+
+// The names of generation 1, which had no number. What follows the prefix of its
+// services is "T-" or "W-" for the same kinds as above.
+const (
+	olderLayout   = netfilter.ChainPrefix
+	olderDispatch = olderLayout + "DISP"
 )
 
 // hashName returns prefix and 80 bits of the hash of identity.
@@ -27,7 +38,10 @@ func hashName(prefix, identity string) string {
 }
 
 // serviceChain returns the name of the chain of a service.
-func serviceChain(k lb.Key) string { return hashName(netfilter.ChainPrefix, k.String()) }
+func serviceChain(k lb.Key) string { return hashName(layout, k.String()) }
+
+// olderServiceChain returns the name that it had in generation 1.
+func olderServiceChain(k lb.Key) string { return hashName(olderLayout, k.String()) }
 
 // kind says what a chain is, by its name.
 type kind byte
@@ -37,17 +51,21 @@ const (
 	skeleton
 	node
 	service // the chain of a service, or a part of it
+	older   // any of these in an earlier layout
 )
 
-// kindOf tells the chains of this package from all others in the table.
+// kindOf tells the chains of this package from all others in the table. Those of a
+// layout that is not known, because it is newer, are foreign: cleanup removes them.
 func kindOf(chain string) kind {
 	switch {
 	case chain == chainService:
 		return skeleton
 	case chain == chainDispatch, hashed(chain, prefixNode):
 		return node
-	case hashed(chain, prefixSpread), hashed(chain, netfilter.ChainPrefix):
+	case hashed(chain, prefixSpread), hashed(chain, layout):
 		return service
+	case chain == olderDispatch, hashed(chain, olderLayout), hashed(chain, olderLayout+"T-"), hashed(chain, olderLayout+"W-"):
+		return older
 	}
 	return foreign
 }

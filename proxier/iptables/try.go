@@ -100,6 +100,9 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 			}
 		}
 	}
+	if c.after != nil && len(keep) == 0 {
+		part.write = append(part.write, p.closeOlder(c.after.Key)...)
+	}
 	if c.before != nil && c.before != c.after {
 		old, err := serviceChains(c.before)
 		if err != nil {
@@ -112,6 +115,16 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 		}
 	}
 	return part, gone, nil
+}
+
+// closeOlder empties the chain that a service without a usable backend has in an
+// earlier layout, which may be asked until something may be removed.
+func (p *pass) closeOlder(k lb.Key) []netfilter.Chain {
+	c := netfilter.Chain{Name: olderServiceChain(k)}
+	if have, stands := p.memory.have[c.Name]; !stands || have == stampOf(c) || p.how.Prune {
+		return nil
+	}
+	return []netfilter.Chain{c}
 }
 
 // relink returns the keys that the tree leads to after the changes, and whether
@@ -164,7 +177,7 @@ func (p *pass) planTree(a *attempt, wanted bool) {
 func (p *pass) planSkeleton(wanted bool) []commit {
 	var r netfilter.Repair
 	if wanted {
-		r = p.skeleton.Compare(p.table, p.memory.seen)
+		r = p.wayIn().Compare(p.table, p.memory.seen)
 	} else {
 		r = p.skeleton.Removal(p.table)
 	}
@@ -172,6 +185,20 @@ func (p *pass) planSkeleton(wanted bool) []commit {
 		return nil
 	}
 	return []commit{{repair: r}}
+}
+
+// wayIn returns the skeleton that leads to the tree. As long as nothing may be
+// removed, what the tree does not know goes on to that of an earlier layout.
+func (p *pass) wayIn() netfilter.Skeleton {
+	s := p.skeleton
+	if _, stands := p.memory.have[olderDispatch]; p.how.Prune || !stands {
+		return s
+	}
+	entry := s.Chains[0]
+	last := len(entry.Rules) - 1
+	entry.Rules = append(slices.Clone(entry.Rules[:last]), jumpTo(chainDispatch), goTo(olderDispatch))
+	s.Chains = []netfilter.Chain{entry}
+	return s
 }
 
 // planGarbage removes the chains that nothing leads to any more: those that the
@@ -243,6 +270,10 @@ func (p *pass) unwanted(a *attempt, left []string) []string {
 			}
 		case service:
 			if p.how.Prune && !stays[name] {
+				left = append(left, name)
+			}
+		case older:
+			if p.how.Prune {
 				left = append(left, name)
 			}
 		}
