@@ -125,11 +125,15 @@ func newParts(w *world) *parts {
 	log := slog.New(slog.DiscardHandler)
 	evictor := netfilter.NewEvictor(netfilter.DefaultMark, log)
 	w.t.Cleanup(func() { _ = evictor.Close() })
-	door, err := vip.New(vip.Options{Log: log})
+	tools, err := netfilter.FindTools(w.t.Context(), netfilter.ToolOptions{Log: log})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	tables, err := iptables.New(iptables.Options{Evict: evictor, Log: log})
+	door, err := vip.New(vip.Options{Tools: tools, Log: log})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	tables, err := iptables.New(iptables.Options{Tools: tools, Evict: evictor, Log: log})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -57,11 +57,12 @@ const DefaultDevice = "vipd0"
 
 // Options are what a Door is made of. The zero value of a field is its default.
 type Options struct {
-	Device string       // the device that holds the VIPs; DefaultDevice
-	Mark   uint32       // one bit of packet mark and connmark; netfilter.DefaultMark
-	ARP    ARP          // ARPUnmanaged
-	Evict  Evictor      // ends flows that began before their VIP was open; nil: nobody does
-	Log    *slog.Logger // slog.Default()
+	Device string           // the device that holds the VIPs; DefaultDevice
+	Mark   uint32           // one bit of packet mark and connmark; netfilter.DefaultMark
+	ARP    ARP              // ARPUnmanaged
+	Tools  *netfilter.Tools // iptables, shared with the modes that use it
+	Evict  Evictor          // ends flows that began before their VIP was open; nil: nobody does
+	Log    *slog.Logger     // slog.Default()
 
 	kernel *kernel // nil: the running kernel
 }
@@ -121,7 +122,7 @@ func New(o Options) (*Door, error) {
 		d.log = slog.Default()
 	}
 	if d.kernel == nil {
-		d.kernel = running()
+		d.kernel = running(o.Tools)
 	}
 	for i := range d.seen {
 		d.seen[i] = netfilter.NewBaseline()
@@ -131,13 +132,24 @@ func New(o Options) (*Door, error) {
 }
 
 // running returns the kernel of the network namespace that the process is in.
-func running() *kernel {
+func running(tools *netfilter.Tools) *kernel {
 	return &kernel{
 		links:    kernelLinks{},
 		sets:     netfilter.KernelSets{},
 		policies: kernelPolicies{},
-		tables:   func(f netfilter.Family) (tables, error) { return netfilter.NewTool(f) },
+		tables:   tablesOf(tools),
 		sysctls:  procSysctls{root: "/proc/sys"},
+	}
+}
+
+// tablesOf returns the packet filter of each family.
+func tablesOf(tools *netfilter.Tools) func(netfilter.Family) (tables, error) {
+	return func(f netfilter.Family) (tables, error) {
+		t, err := tools.Tool(f)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
 	}
 }
 

@@ -16,17 +16,24 @@ import (
 	"time"
 
 	"vipd/internal/kerneltest"
+	"vipd/internal/netfilter"
 	"vipd/lb"
 	"vipd/proxier"
 )
 
-// realWorld is the network namespace of the test.
-func realWorld() *world {
-	return &world{raw: running(), shell: func(t *testing.T, words []string) {
+// realWorld is the network namespace of the test, with the nft backend.
+func realWorld() *world { return worldWith(netfilter.NFT) }
+
+func worldWith(backend netfilter.Backend) *world {
+	tools, err := netfilter.FindTools(context.Background(), netfilter.ToolOptions{Backend: backend})
+	if err != nil {
+		tools = nil // which every pass will tell
+	}
+	return &world{raw: running(tools), shell: func(t *testing.T, words []string) {
 		t.Helper()
 		switch words[0] {
 		case "iptables", "ip6tables":
-			words = append([]string{words[0] + "-nft"}, words[1:]...)
+			words = append([]string{words[0] + "-" + string(backend)}, words[1:]...)
 		case "ip":
 			if words[1] == "addr" && slices.ContainsFunc(words, func(w string) bool { return strings.HasPrefix(w, "fd00") }) {
 				words = append(words, "nodad")

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vipd/config"
+	"vipd/internal/netfilter"
 	"vipd/state"
 	"vipd/vip"
 )
@@ -47,5 +48,9 @@ func cleanup(ctx context.Context, o *options) error {
 		cfg = config.Default()
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	return errors.Join(vip.Cleanup(ctx, doorOptions(cfg, log)), state.Remove(cfg.Daemon.StateDir))
+	options := doorOptions(cfg, log)
+	if options.Tools, err = netfilter.FindTools(ctx, toolOptions(cfg, log)); errors.Is(err, netfilter.ErrNotInstalled) {
+		err = nil // without the tools no rules of ours were made
+	}
+	return errors.Join(err, vip.Cleanup(ctx, options), state.Remove(cfg.Daemon.StateDir))
 }

@@ -41,7 +41,7 @@ type daemon struct {
 }
 
 // newDaemon builds the parts from a configuration. Nothing of the host changes.
-func newDaemon(path string, cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (_ *daemon, err error) {
+func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (_ *daemon, err error) {
 	d := &daemon{
 		path: path, log: log, level: level, cfg: cfg, revision: 1, reloads: latest.New(struct{}{}),
 		status: reconciler.ConfigStatus{File: path, Loaded: time.Now()},
@@ -63,7 +63,7 @@ func newDaemon(path string, cfg *config.Config, log *slog.Logger, level *slog.Le
 	if err != nil {
 		log.Warn("some of the last run's state is not used", "error", err)
 	}
-	if d.host, err = newHost(cfg, log); err != nil {
+	if d.host, err = newHost(ctx, cfg, log); err != nil {
 		return nil, err
 	}
 	d.static = static.New(cfg.Services, "1")

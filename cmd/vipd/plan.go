@@ -88,7 +88,7 @@ func planAlone(ctx context.Context, cfg *config.Config, warn func(string, error)
 	if err != nil {
 		warn("some of the last run's state is not used", err)
 	}
-	host, err := newHost(cfg, log)
+	host, err := newHost(ctx, cfg, log)
 	if err != nil {
 		return p, err
 	}

@@ -53,7 +53,7 @@ func serve(ctx context.Context, o *options) error {
 	}
 	defer func() { _ = guard.Close() }()
 
-	d, err := newDaemon(o.config, cfg, log, level)
+	d, err := newDaemon(ctx, o.config, cfg, log, level)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 
@@ -36,25 +37,31 @@ func inForce(cfg *config.Config) lb.Mode {
 // host is all that changes the kernel: the door, a proxier for each mode, and
 // what they share.
 type host struct {
+	tools    *netfilter.Tools
 	door     *vip.Door
 	proxiers map[lb.Mode]proxier.Proxier
 	evictor  *netfilter.Evictor
 }
 
 // newHost makes the parts for this host. Nothing is changed yet.
-func newHost(cfg *config.Config, log *slog.Logger) (*host, error) {
+func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, error) {
+	tools, err := netfilter.FindTools(ctx, toolOptions(cfg, log))
+	if err != nil {
+		return nil, err
+	}
 	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
-	tables, err := iptables.New(iptables.Options{Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
+	tables, err := iptables.New(iptables.Options{Tools: tools, Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
 	if err != nil {
 		return nil, errors.Join(err, evictor.Close())
 	}
 	options := doorOptions(cfg, log)
-	options.Evict = evictor
+	options.Tools, options.Evict = tools, evictor
 	door, err := vip.New(options)
 	if err != nil {
 		return nil, errors.Join(err, tables.Close(), evictor.Close())
 	}
-	return &host{door, map[lb.Mode]proxier.Proxier{lb.IPTables: tables}, evictor}, nil
+	log.Info("iptables found", "backend", tools.Backend(), "version", tools.Version())
+	return &host{tools, door, map[lb.Mode]proxier.Proxier{lb.IPTables: tables}, evictor}, nil
 }
 
 // Close frees the parts, and last what they share. The kernel goes on serving.
@@ -64,6 +71,10 @@ func (h *host) Close() error {
 		errs = append(errs, p.Close())
 	}
 	return errors.Join(append(errs, h.evictor.Close())...)
+}
+
+func toolOptions(_ *config.Config, log *slog.Logger) netfilter.ToolOptions {
+	return netfilter.ToolOptions{Log: log.With("part", "iptables")}
 }
 
 func doorOptions(cfg *config.Config, log *slog.Logger) vip.Options {

@@ -17,6 +17,14 @@ const (
 // Families lists both, in the order in which they are worked on.
 var Families = [...]Family{IPv4, IPv6}
 
+// index returns the place of the family in Families.
+func (f Family) index() int {
+	if f == IPv4 {
+		return 0
+	}
+	return 1
+}
+
 // FamilyOf returns the family of an address.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {

@@ -65,6 +65,15 @@ func (t *Table) append(chain, rule string) {
 	}
 }
 
+// chain returns the rules of a chain, and whether there is one.
+func (t *Table) chain(name string) ([]string, bool) {
+	if rules, found := t.Own[name]; found {
+		return rules, true
+	}
+	rules, found := t.Base[name]
+	return rules, found
+}
+
 // isOwn reports whether a chain of that name belongs to vipd.
 func isOwn(chain string) bool { return strings.HasPrefix(chain, ChainPrefix) }
 

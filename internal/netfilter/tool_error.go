@@ -36,6 +36,21 @@ func (e *RestoreError) Error() string {
 // "Error occurred at line: 2", "line 4: RULE_APPEND failed", "line 2 failed".
 var errorLine = regexp.MustCompile(`line:? (\d+)`)
 
+// temporary reports whether the tool failed for a reason that lies in no rule, and
+// may be gone the next time. The nft backend also ends with exitResource for a rule
+// that the kernel refuses; then it names the line and the reason.
+func (e *exitError) temporary() bool {
+	if e.code != exitResource {
+		return strings.Contains(e.stderr, "unable to initialize table")
+	}
+	for _, reason := range []string{"Cannot allocate memory", "No buffer space", "Resource temporarily unavailable", "Interrupted system call"} {
+		if strings.Contains(e.stderr, reason) {
+			return true
+		}
+	}
+	return !errorLine.MatchString(e.stderr)
+}
+
 func newRestoreError(script []byte, exit *exitError) *RestoreError {
 	e := &RestoreError{Stderr: strings.TrimSpace(exit.stderr)}
 	m := errorLine.FindStringSubmatch(exit.stderr)

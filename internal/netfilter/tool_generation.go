@@ -18,11 +18,19 @@ const (
 	nftaGenID = 1 // u32
 )
 
+// ErrNoGeneration says that the backend cannot tell whether anybody wrote: whoever
+// wants to know has to read.
+var ErrNoGeneration = errors.New("the legacy tables have no generation")
+
 // Generation returns the number of the rule set: it grows with every commit to
 // any table of the network namespace, whoever makes it, iptables or nft. If it is
 // what it was before the last Read, a Read would give the same again. It costs
-// one message, where reading 50,000 services costs seconds.
+// one message, where reading 50,000 services costs seconds. The legacy backend has
+// no such number: ErrNoGeneration.
 func (t *Tool) Generation(ctx context.Context) (uint32, error) {
+	if t.backend == Legacy {
+		return 0, ErrNoGeneration
+	}
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}

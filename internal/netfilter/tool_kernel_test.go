@@ -13,7 +13,11 @@ import (
 
 func kernelTool(t *testing.T, f Family) *Tool {
 	t.Helper()
-	tool, err := NewTool(f)
+	tools, err := FindTools(t.Context(), ToolOptions{Backend: NFT})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool, err := tools.Tool(f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ func shim(t *testing.T, restore string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, body := range map[string]string{
+		"iptables":             `echo "iptables v1.8.9 (nf_tables)"`,
 		"iptables-nft":         `echo "iptables v1.8.9 (nf_tables)"`,
 		"iptables-nft-save":    `true`,
 		"iptables-nft-restore": restore,
@@ -28,7 +29,11 @@ func shim(t *testing.T, restore string) string {
 
 func shimTool(t *testing.T, restore string) *Tool {
 	t.Helper()
-	tool, err := newTool(IPv4, []string{shim(t, restore)})
+	tools, err := FindTools(t.Context(), ToolOptions{Dirs: []string{shim(t, restore)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool, err := tools.Tool(IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +41,7 @@ func shimTool(t *testing.T, restore string) *Tool {
 }
 
 func TestToolThatIsMissingNamesItsPackage(t *testing.T) {
-	_, err := newTool(IPv6, []string{t.TempDir()})
+	_, err := FindTools(t.Context(), ToolOptions{Dirs: []string{t.TempDir()}})
 	if !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), "install the package iptables (Debian") {
 		t.Errorf("error %v", err)
 	}
@@ -47,7 +52,7 @@ func TestToolThatOthersCanChangeIsRefused(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "iptables-nft-save"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newTool(IPv4, []string{dir}); err == nil || !strings.Contains(err.Error(), "could be changed by others") {
+	if _, err := FindTools(t.Context(), ToolOptions{Dirs: []string{dir}}); err == nil || !strings.Contains(err.Error(), "could be changed by others") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -1,5 +1,4 @@
-// Package iptables serves services by rules of iptables, with the nft backend, in
-// table nat. The kernel does the work; nothing stands in the way of a packet of a
+// Package iptables serves services by rules of iptables in table nat. The kernel does the work; nothing stands in the way of a packet of a
 // connection that has been translated once.
 //
 // The way of the first packet of a connection:
@@ -18,6 +17,7 @@
 //     leads to them, a node of the tree is rewritten in place only if it keeps its
 //     region, and what nothing leads to any more is deleted last.
 //   - A commit names at most 500 chains: the cost in the nft backend is quadratic.
+//     The legacy backend replaces the table at each commit: there it is one a pass.
 //   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
 //   - The layout is a function of the snapshot alone, so a restart finds what it
 //     left. A chain is compared by a checksum that it carries in a comment.

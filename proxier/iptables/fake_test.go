@@ -55,6 +55,11 @@ func respell(rules []string) []string {
 	return out
 }
 
+// commitChains is how many chains a commit to a fakeKernel may name.
+const commitChains = 500
+
+func (k *fakeKernel) CommitChains() int { return commitChains }
+
 // Generation grows with every commit.
 func (k *fakeKernel) Generation(ctx context.Context) (uint32, error) { return k.generation, ctx.Err() }
 

@@ -25,8 +25,12 @@ func realHarness(t *testing.T) *harness {
 			tool(t, "ipset", "-exist", "create", netfilter.SetName(set, f), kind, "family", inet)
 		}
 	}
+	tools, err := netfilter.FindTools(t.Context(), netfilter.ToolOptions{Backend: netfilter.NFT})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return newHarness(func(f netfilter.Family) kernel {
-		k, err := netfilter.NewTool(f)
+		k, err := tools.Tool(f)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,8 +20,11 @@ type kernel interface {
 	Restore(ctx context.Context, script []byte) error
 	// Test checks a script as Restore would read it, and applies nothing.
 	Test(ctx context.Context, script []byte) error
-	// Generation returns a number that changes whenever anybody changes the table.
+	// Generation returns a number that changes whenever anybody changes the table,
+	// or netfilter.ErrNoGeneration.
 	Generation(ctx context.Context) (uint32, error)
+	// CommitChains returns how many chains one commit may name.
+	CommitChains() int
 }
 
 // change is a service that becomes another one; nil: none. A service that stays
@@ -139,7 +142,7 @@ func (p *pass) touched(ctx context.Context) bool {
 // to the services of applied.
 func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	g, err := p.kernel.Generation(ctx) // first: a change after it will be seen
-	if err != nil {
+	if err != nil && !errors.Is(err, netfilter.ErrNoGeneration) {
 		return p.unknown(err)
 	}
 	t, err := p.kernel.Read(ctx, table)

@@ -16,9 +16,8 @@ type Options struct {
 	// Mark is the bit of packet mark and connmark; one bit, the same as package
 	// vip's. 0 means netfilter.DefaultMark.
 	Mark uint32
-	// Tool returns the tool of a family, which may be shared with package vip:
-	// netfilter.NewTool, if nil.
-	Tool func(netfilter.Family) (*netfilter.Tool, error)
+	// Tools is iptables, shared with package vip.
+	Tools *netfilter.Tools
 	// Evict ends the flows of backends that are gone. It outlives the Proxier.
 	Evict Evictor
 	Log   *slog.Logger
@@ -50,14 +49,10 @@ type family struct {
 // one family is missing the services of the other one are served; if both are, the
 // error says what to install.
 func New(o Options) (*Proxier, error) {
-	find := o.Tool
-	if find == nil {
-		find = netfilter.NewTool
-	}
 	kernels := map[netfilter.Family]kernel{}
 	missing := map[netfilter.Family]error{}
 	for _, f := range netfilter.Families {
-		tool, err := find(f)
+		tool, err := o.Tools.Tool(f)
 		if err != nil {
 			missing[f] = err
 			continue
@@ -77,14 +72,17 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[lb.Snapshot]{}}
 	for _, f := range netfilter.Families {
 		p.serving[f] = &atomic.Pointer[lb.Snapshot]{}
-		p.families = append(p.families, &family{
+		fam := &family{
 			Family:   f,
 			kernel:   kernels[f],
 			missing:  missing[f],
 			skeleton: skeletonOf(f, o.Mark),
-			limit:    commitChains,
 			memory:   newMemory(),
-		})
+		}
+		if fam.kernel != nil {
+			fam.limit = fam.kernel.CommitChains()
+		}
+		p.families = append(p.families, fam)
 	}
 	return p
 }

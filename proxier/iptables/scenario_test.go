@@ -398,3 +398,4 @@ func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
 func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
 func (d deadKernel) Test(context.Context, []byte) error         { return d.err }
 func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }
+func (d deadKernel) CommitChains() int                          { return commitChains }
