@@ -10,8 +10,8 @@ package proxier
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -104,11 +104,31 @@ func (f *Failed) Error() string {
 }
 
 // FailedServices returns the services that err says could not be put in place,
-// and whether err says nothing else than that.
-func FailedServices(err error) (map[lb.Key]error, bool) {
-	var f *Failed
-	if errors.As(err, &f) {
-		return f.Services, true
+// and whether err says nothing else than that. An error that was joined to a
+// *Failed is something else: a chain that cannot be removed, say.
+func FailedServices(err error) (services map[lb.Key]error, only bool) {
+	services = map[lb.Key]error{}
+	if only = collectFailed(err, services); len(services) == 0 {
+		return nil, false
 	}
-	return nil, false
+	return services, only
+}
+
+// collectFailed adds the services of every *Failed in the tree of err, and reports
+// whether all its leaves are one.
+func collectFailed(err error, services map[lb.Key]error) bool {
+	switch e := err.(type) { //nolint:errorlint // takes the tree apart itself
+	case *Failed:
+		maps.Copy(services, e.Services)
+		return true
+	case interface{ Unwrap() error }:
+		return collectFailed(e.Unwrap(), services)
+	case interface{ Unwrap() []error }:
+		only := true
+		for _, part := range e.Unwrap() {
+			only = collectFailed(part, services) && only
+		}
+		return only
+	}
+	return false
 }

@@ -113,6 +113,7 @@ type fakeMode struct {
 	kernel map[lb.Key]*lb.Service
 	reject map[lb.Key]bool // whatever version is not in place
 	fail   error           // the outcome is unknown: half of it is done
+	beside error           // told together with what was rejected
 	poison bool            // panic
 	took   time.Duration
 	syncs  []time.Time // when each Sync began
@@ -184,9 +185,9 @@ func (f *fakeMode) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) 
 		return f.fail
 	}
 	if len(rejected) > 0 {
-		return &proxier.Failed{Services: rejected}
+		return errors.Join(f.beside, &proxier.Failed{Services: rejected})
 	}
-	return nil
+	return f.beside
 }
 
 func (f *fakeMode) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error) {

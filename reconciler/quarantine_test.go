@@ -95,6 +95,34 @@ func TestB59_TriedAgainWhenItsOwnBackOffEnds(t *testing.T) {
 	})
 }
 
+// An error that comes together with rejected services is one of the pass: it is
+// in everybody's sight, and the pass is made again.
+func TestErrorBesideRejectedServicesIsNotHidden(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, []string{"static"})
+		w.s.SyncPeriod = 24 * time.Hour
+		w.inject(func() {
+			w.modes[ipt].reject = reject("2:80")
+			w.modes[ipt].beside = errors.New("chain VIPD-X cannot be removed")
+		})
+		w.start()
+		w.says(svc("1:80 a*1"), svc("2:80 b*1"))
+		w.pass()
+		if s := w.r.Status(); !strings.Contains(s.Pass.Error, "VIPD-X cannot be removed") {
+			t.Errorf("the pass says %q", s.Pass.Error)
+		}
+		before := w.passes(ipt)
+		w.inject(func() { w.modes[ipt].beside = nil })
+		w.wait(firstRetry + firstRetry/2)
+		if w.passes(ipt) == before {
+			t.Error("the pass was not made again")
+		}
+		if s := w.r.Status(); s.Pass.Error != "" || w.state("2:80") != "iptables quarantined "+errRejected.Error() {
+			t.Errorf("afterwards the pass says %q, the service %q", s.Pass.Error, w.state("2:80"))
+		}
+	})
+}
+
 func TestB59_QuarantineOutlivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, []string{"static"})
