@@ -80,31 +80,11 @@ func (p *parser) readVIP(n node) (netip.Addr, bool) {
 
 // readPrefixes reads vip.allowed.
 func readPrefixes(n node) ([]netip.Prefix, bool) {
-	list, ok := n.list()
-	if !ok {
-		return nil, false
-	}
-	if len(list) == 0 {
+	list, ok := readList(n)
+	if ok && len(list) == 0 {
 		n.fail(`vip.allowed is empty; name the prefixes that VIPs may be in, like ["192.0.2.0/24"]`)
 	}
-	var prefixes []netip.Prefix
-	for _, item := range list {
-		s, isText := item.text()
-		if !isText {
-			ok = false
-			continue
-		}
-		prefix, wrong := parsePrefix(s)
-		if wrong == "" && slices.Contains(prefixes, prefix) {
-			wrong = "stands twice; remove one"
-		}
-		if wrong != "" {
-			item.fail("prefix %s %s", quote(s), wrong)
-			ok = false
-			continue
-		}
-		prefixes = append(prefixes, prefix)
-	}
+	prefixes := values(list)
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return prefixes, ok
 }

@@ -84,9 +84,21 @@ const Auto lb.Mode = "auto"
 
 // Proxy is about the way services are served.
 type Proxy struct {
-	Mode lb.Mode // Auto or a mode
-	Mark uint32  // one bit, used masked: packets to masquerade, and connections of ours
+	Mode            lb.Mode // Auto or a mode
+	Mark            uint32  // one bit, used masked: packets to masquerade, and connections of ours
+	DropInvalid     bool    // packets of our flows in which conntrack finds no sense are dropped
+	IPTablesBackend IPTablesBackend
 }
+
+// IPTablesBackend says which of the two programs of the name iptables is used.
+type IPTablesBackend string
+
+// The choices of IPTablesBackend.
+const (
+	BackendAuto   IPTablesBackend = "auto"   // the one that the host calls iptables
+	BackendNFT    IPTablesBackend = "nft"    // iptables-nft
+	BackendLegacy IPTablesBackend = "legacy" // iptables-legacy
+)
 
 // Discovery is about the sources.
 type Discovery struct {
@@ -101,7 +113,9 @@ type Static struct {
 // Defaults is what a [[service]] inherits. Config.Services has it filled in.
 type Defaults struct {
 	Scheduler    lb.Scheduler
+	Affinity     time.Duration // see lb.Spec
 	DrainTimeout time.Duration
+	Allow        []netip.Prefix // of both families, normalized; none: everybody
 	Masquerade   lb.Masquerade
 }
 
@@ -109,6 +123,8 @@ type Defaults struct {
 type Capability struct {
 	Schedulers []lb.Scheduler
 	Protocols  []lb.Protocol
+	Affinity   bool // clients can be kept with their backend
+	Clients    bool // client ranges can be held
 }
 
 // Default returns the configuration of a file that says nothing. It is not
@@ -124,7 +140,7 @@ func Default() *Config {
 		},
 		Sync:  Sync{MinSyncPeriod: time.Second, SyncPeriod: 30 * time.Second},
 		VIP:   VIP{Device: "vipd0", ARP: ARPUnmanaged},
-		Proxy: Proxy{Mode: Auto, Mark: 0x2000},
+		Proxy: Proxy{Mode: Auto, Mark: 0x2000, DropInvalid: true, IPTablesBackend: BackendAuto},
 		Defaults: Defaults{
 			Scheduler:    lb.WRR,
 			DrainTimeout: 30 * time.Second,

@@ -23,7 +23,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // modes is what the program can do in these tests.
 var modes = map[lb.Mode]Capability{
-	lb.IPTables: {Schedulers: []lb.Scheduler{lb.RR, lb.WRR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP}},
+	lb.IPTables: {
+		Schedulers: []lb.Scheduler{lb.RR, lb.WRR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}, Affinity: true, Clients: true,
+	},
 }
 
 // equal compares two configurations. netip values are compared by ==.

@@ -28,6 +28,7 @@ func (p *parser) finish() {
 	p.checkOwnBackends()
 	for _, e := range p.entries {
 		p.checkFamilies(e)
+		p.checkRanges(e)
 		e.checkDuplicates()
 	}
 	if p.problems.err() != nil {
@@ -41,14 +42,20 @@ func (p *parser) finish() {
 
 // checkSizes holds the limits before anything is multiplied out.
 func (p *parser) checkSizes() bool {
-	services, backends := 0, 0
+	services, backends, ranges := 0, 0, 0
 	for _, e := range p.entries {
 		n := len(e.vips) * len(e.ports)
 		services += n
 		backends += n * len(e.backends)
+		for _, vip := range e.vips {
+			ranges += len(e.ports) * len(e.clients.allowed(vip.v))
+		}
 		switch {
 		case services > maxServices:
 			e.at.failKey("with %s there are more than %d services (each VIP and port counts); use fewer", e.title(), maxServices)
+			return false
+		case ranges > maxRangesTotal:
+			e.at.failKey("with %s there are more than %d client ranges (each VIP and port counts); use fewer", e.title(), maxRangesTotal)
 			return false
 		case backends > maxBackendsTotal:
 			e.at.failKey("with %s there are more than %d backends (each VIP and port counts); use fewer", e.title(), maxBackendsTotal)
@@ -204,7 +211,8 @@ func (e *entry) specs() []*lb.Spec {
 		for _, port := range e.ports {
 			s := &lb.Spec{
 				Key:  lb.Key{Addr: vip.v, Port: port.v, Protocol: e.protocol},
-				Name: e.name, Mode: e.mode, Scheduler: e.scheduler, Masquerade: e.masquerade, DrainTimeout: e.drain,
+				Name: e.name, Mode: e.mode, Scheduler: e.scheduler, Masquerade: e.masquerade,
+				Affinity: e.affinity, Clients: e.clients.allowed(vip.v), DrainTimeout: e.drain,
 			}
 			if backends, done := shared[vip.v.Is4()]; done {
 				s.Backends = backends

@@ -250,20 +250,25 @@ func TestF59_RestartKeysAreNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for change, want := range map[string]string{
-		`log_level = "info"|log_level = "debug"`:         "",
-		`"192.0.2.0/24"|"192.0.2.0/25"`:                  "",
-		`name = "web"|name = "www"`:                      "",
-		`sync_period = "1s"|sync_period = "2s"`:          "",
-		`"30s"|"0.5m"`:                                   "", // another spelling
-		`"0x2000"|8192`:                                  "",
-		`"0x2000"|"0x4000"`:                              "proxy.mark",
-		`mode = "auto"|mode = "iptables"`:                "proxy.mode",
-		`device = "vipd0"|device = "vipd1"`:              "vip.device",
-		`arp = "unmanaged"|arp = "ignore"`:               "vip.arp",
-		`"/var/lib/vipd"|"/var/lib/vipd2"`:               "daemon.state_dir",
-		`"/run/vipd/vipd.sock"|"/run/vipd.sock"`:         "daemon.admin_socket",
-		`log_format = "text"|log_format = "json"`:        "daemon.log_format",
-		`startup_timeout = "30s"|startup_timeout = "1m"`: "daemon.startup_timeout",
+		`log_level = "info"|log_level = "debug"`:            "",
+		`"192.0.2.0/24"|"192.0.2.0/25"`:                     "",
+		`name = "web"|name = "www"`:                         "",
+		`sync_period = "1s"|sync_period = "2s"`:             "",
+		`"30s"|"0.5m"`:                                      "", // another spelling
+		`"0x2000"|8192`:                                     "",
+		`"0x2000"|"0x4000"`:                                 "proxy.mark",
+		`mode = "auto"|mode = "iptables"`:                   "proxy.mode",
+		`invalid = true|invalid = false`:                    "proxy.drop_invalid",
+		`backend = "auto"|backend = "nft"`:                  "proxy.iptables_backend",
+		`affinity_timeout = "0s"|affinity_timeout = "1h"`:   "",
+		`allow = []|allow = ["::/0", "10.0.0.0/8"]`:         "",
+		`allow = ["198.51.100.0/24",|allow = ["0.0.0.0/0",`: "",
+		`device = "vipd0"|device = "vipd1"`:                 "vip.device",
+		`arp = "unmanaged"|arp = "ignore"`:                  "vip.arp",
+		`"/var/lib/vipd"|"/var/lib/vipd2"`:                  "daemon.state_dir",
+		`"/run/vipd/vipd.sock"|"/run/vipd.sock"`:            "daemon.admin_socket",
+		`log_format = "text"|log_format = "json"`:           "daemon.log_format",
+		`startup_timeout = "30s"|startup_timeout = "1m"`:    "daemon.startup_timeout",
 	} {
 		old, text, _ := strings.Cut(change, "|")
 		after, err := parse("f.toml", strings.Replace(base, old, text, 1))
@@ -279,7 +284,7 @@ func TestF59_RestartKeysAreNamed(t *testing.T) {
 // TestModesDecideWhatIsPossible: what one mode cannot do another one may.
 func TestModesDecideWhatIsPossible(t *testing.T) {
 	both := map[lb.Mode]Capability{
-		lb.IPTables: modes[lb.IPTables],
+		lb.IPTables: {Schedulers: []lb.Scheduler{lb.RR, lb.WRR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP}},
 		lb.IPVS:     {Schedulers: []lb.Scheduler{lb.RR, lb.WRR, "lc"}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}},
 	}
 	for line, want := range map[string]string{

@@ -58,9 +58,13 @@ func (p *parser) settings() []key {
 		restart(bound("vip.arp", func(c *Config) *ARP { return &c.VIP.ARP }, oneOf(ARPUnmanaged, ARPIgnore), showText[ARP])),
 		restart(bound("proxy.mode", func(c *Config) *lb.Mode { return &c.Proxy.Mode }, p.readProxyMode, showText[lb.Mode])),
 		restart(bound("proxy.mark", func(c *Config) *uint32 { return &c.Proxy.Mark }, readMark, showMark)),
+		restart(bound("proxy.drop_invalid", func(c *Config) *bool { return &c.Proxy.DropInvalid }, node.boolean, strconv.FormatBool)),
+		restart(bound("proxy.iptables_backend", func(c *Config) *IPTablesBackend { return &c.Proxy.IPTablesBackend }, oneOf(BackendAuto, BackendNFT, BackendLegacy), showText[IPTablesBackend])),
 		bound("discovery.static.allow_empty", func(c *Config) *bool { return &c.Discovery.Static.AllowEmpty }, node.boolean, strconv.FormatBool),
 		bound("defaults.scheduler", func(c *Config) *lb.Scheduler { return &c.Defaults.Scheduler }, p.readScheduler, showText[lb.Scheduler]),
+		bound("defaults.affinity_timeout", func(c *Config) *time.Duration { return &c.Defaults.Affinity }, readAffinity, showDuration),
 		bound("defaults.drain_timeout", func(c *Config) *time.Duration { return &c.Defaults.DrainTimeout }, readDrainTimeout, showDuration),
+		bound("defaults.allow", func(c *Config) *[]netip.Prefix { return &c.Defaults.Allow }, readDefaultRanges, showPrefixes),
 		bound("defaults.masquerade", func(c *Config) *lb.Masquerade { return &c.Defaults.Masquerade }, readMasquerade, showText[lb.Masquerade]),
 	}
 }
@@ -68,15 +72,15 @@ func (p *parser) settings() []key {
 // serviceKeys are the keys of the lists, which service.go reads. All are live.
 var serviceKeys = []string{
 	"service.name", "service.vip", "service.vips", "service.port", "service.ports", "service.protocol",
-	"service.scheduler", "service.mode", "service.drain_timeout", "service.masquerade", "service.backends",
+	"service.scheduler", "service.mode", "service.affinity_timeout", "service.drain_timeout", "service.allow",
+	"service.masquerade", "service.backends",
 	"service.backend.address", "service.backend.port", "service.backend.weight", "service.backend.state",
 }
 
 // laterKeys are words that later versions will know.
 var laterKeys = []string{
 	"daemon.metrics_listen", "sync.max_removal", "sync.removal_hold", "proxy.fallback", "discovery.order",
-	"discovery.etcd", "discovery.consul", "defaults.health_check", "defaults.forward", "defaults.affinity_timeout",
-	"defaults.allow", "service.forward", "service.affinity_timeout", "service.allow", "service.health_check",
+	"discovery.etcd", "discovery.consul", "defaults.health_check", "defaults.forward", "service.forward", "service.health_check",
 }
 
 // RestartKeys returns the keys that differ and cannot change while vipd runs.
@@ -197,7 +201,7 @@ func showText[T ~string](s T) string {
 
 func showLevel(l slog.Level) string { return showText(strings.ToLower(l.String())) }
 
-func showDuration(d time.Duration) string { return showText(formatDuration(d)) }
+func showDuration(d time.Duration) string { return showText(FormatDuration(d)) }
 
 func showMark(m uint32) string { return showText(fmt.Sprintf("%#x", m)) }
 
@@ -209,8 +213,8 @@ func showPrefixes(prefixes []netip.Prefix) string {
 	return "[" + strings.Join(texts, ", ") + "]"
 }
 
-// formatDuration is the canonical spelling: "1m" where time says "1m0s".
-func formatDuration(d time.Duration) string {
+// FormatDuration returns the canonical spelling: "1m" where time says "1m0s".
+func FormatDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")

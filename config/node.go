@@ -199,7 +199,7 @@ func (n node) duration(low, high time.Duration) (time.Duration, bool) {
 		n.fail(`%s is not a duration; write a number with a unit (ms, s, m, h), like "5s" or "1m30s"`, quote(s))
 		return 0, false
 	case d < low || d > high:
-		n.fail("%s is out of range; write a duration from %s to %s", quote(s), formatDuration(low), formatDuration(high))
+		n.fail("%s is out of range; write a duration from %s to %s", quote(s), FormatDuration(low), FormatDuration(high))
 		return 0, false
 	}
 	return d, true

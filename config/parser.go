@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"vipd/lb"
 )
@@ -18,7 +19,8 @@ type parser struct {
 	problems  problems
 	config    *Config
 
-	inheritable bool // the mode in force can do the default scheduler
+	inheritable bool    // the mode in force can do what [defaults] say
+	inherited   clients // those of [defaults]
 	mainFile    string
 	entries     []*entry
 }
@@ -82,10 +84,17 @@ func (p *parser) globals(root node) {
 			n, _ = root.lookup("sync.min_sync_period")
 		}
 		n.fail("sync_period %s is shorter than min_sync_period %s; make it at least as long",
-			formatDuration(c.Sync.SyncPeriod), formatDuration(c.Sync.MinSyncPeriod))
+			FormatDuration(c.Sync.SyncPeriod), FormatDuration(c.Sync.MinSyncPeriod))
 	}
+	p.inherited = newClients(c.Defaults.Allow)
 	if n, found := root.lookup("defaults.scheduler"); found {
 		p.inheritable = p.checkScheduler(n, "", c.Defaults.Scheduler)
+	}
+	if n, found := root.lookup("defaults.affinity_timeout"); found {
+		p.inheritable = p.checkAffinity(n, "", c.Defaults.Affinity) && p.inheritable
+	}
+	if n, found := root.lookup("defaults.allow"); found {
+		p.inheritable = p.checkClients(n, "", p.inherited.some) && p.inheritable
 	}
 }
 
@@ -214,6 +223,25 @@ func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) bool {
 		return true
 	}
 	n.fail("mode %s cannot do scheduler %s; it knows %s", strings.Join(modes, " or "), s, strings.Join(can, ", "))
+	return false
+}
+
+// checkAffinity reports an affinity that no mode in question can keep.
+func (p *parser) checkAffinity(n node, m lb.Mode, affinity time.Duration) bool {
+	return affinity == 0 || p.checkFeature(n, m, `affinity_timeout; write "0s"`, func(c Capability) bool { return c.Affinity })
+}
+
+// checkClients reports client ranges that no mode in question can hold.
+func (p *parser) checkClients(n node, m lb.Mode, some bool) bool {
+	return !some || p.checkFeature(n, m, "allow; write []", func(c Capability) bool { return c.Clients })
+}
+
+func (p *parser) checkFeature(n node, m lb.Mode, what string, able func(Capability) bool) bool {
+	modes := p.modesFor(m)
+	if len(modes) == 0 || slices.ContainsFunc(modes, func(name string) bool { return able(p.modes[lb.Mode(name)]) }) {
+		return true
+	}
+	n.fail("mode %s cannot do %s", strings.Join(modes, " or "), what)
 	return false
 }
 

@@ -59,8 +59,8 @@ func writeService(b *strings.Builder, specs []*lb.Spec) {
 	if s.Mode != "" {
 		fmt.Fprintf(b, "mode = %s\n", showText(s.Mode))
 	}
-	fmt.Fprintf(b, "scheduler = %s\ndrain_timeout = %s\nmasquerade = %s\n",
-		showText(s.Scheduler), showDuration(s.DrainTimeout), showText(s.Masquerade))
+	fmt.Fprintf(b, "scheduler = %s\naffinity_timeout = %s\ndrain_timeout = %s\nallow = %s\nmasquerade = %s\n",
+		showText(s.Scheduler), showDuration(s.Affinity), showDuration(s.DrainTimeout), showPrefixes(clientsOf(specs)), showText(s.Masquerade))
 	writeBackends(b, backendsOf(specs, len(ports) > 1))
 }
 
@@ -83,6 +83,26 @@ func writePlural(b *strings.Builder, key string, values []string) {
 		return
 	}
 	fmt.Fprintf(b, "%ss = [%s]\n", key, strings.Join(values, ", "))
+}
+
+// clientsOf returns the ranges of both families. If one has some and the other one
+// takes everybody, that has to be written.
+func clientsOf(specs []*lb.Spec) []netip.Prefix {
+	var all []netip.Prefix
+	some := slices.ContainsFunc(specs, func(s *lb.Spec) bool { return len(s.Clients) > 0 })
+	seen := map[bool]bool{} // families
+	for _, s := range specs {
+		a := s.Key.Addr
+		if !some || seen[a.Is4()] {
+			continue
+		}
+		seen[a.Is4()] = true
+		if len(s.Clients) == 0 {
+			all = append(all, everybody(a))
+		}
+		all = append(all, s.Clients...)
+	}
+	return all
 }
 
 // backendsOf returns the backends as they have to be written. With several ports

@@ -32,17 +32,23 @@ func randomFile(r *rand.Rand) string {
 	maybe("arp = %q", "ignore", "unmanaged")
 	line("[proxy]")
 	maybe("mark = %v", "1", "0x80000000", `"0x40"`, `"65536"`)
+	maybe("drop_invalid = %v", true, false)
+	maybe("iptables_backend = %q", "auto", "nft", "legacy")
 	line("[discovery.static]")
 	maybe("allow_empty = %v", true, false)
 	line("[defaults]")
 	maybe("scheduler = %q", "rr", "wrr", "round-robin")
+	maybe("affinity_timeout = %q", "0s", "1s", "596h", "60s")
 	maybe("drain_timeout = %q", duration...)
+	maybe("allow = [%s]", `"::/0", "10.0.0.0/8", "10.1.0.0/16"`, `"fd00::/8", "0.0.0.0/0"`, `"fd00:1::/32", "10.0.0.0/8"`)
 	maybe("masquerade = %q", "always", "never", "auto")
 	for i := range r.IntN(6) {
 		line("[[service]]\nname = \"s%d\"", i)
 		v4, v6 := randomVIPs(r, line, i)
 		randomPorts(r, line)
-		maybe("protocol = %q", "tcp", "udp")
+		maybe("protocol = %q", "tcp", "udp", "sctp")
+		maybe("affinity_timeout = %q", "0s", "1s", "61s")
+		randomRanges(r, line, v4, v6)
 		maybe("mode = %q", "iptables")
 		maybe("scheduler = %q", "rr", "weighted-round-robin")
 		maybe("drain_timeout = %q", duration...)
@@ -66,6 +72,24 @@ func randomVIPs(r *rand.Rand, line func(string, ...any), i int) (v4, v6 bool) {
 	}
 	line("vips = [\"fd00:0::%d\", \"10.0.0.%d\", \"fd00::1:%d\"]", i, i, i)
 	return true, true
+}
+
+// randomRanges writes none, all, or some of the families of the VIPs.
+func randomRanges(r *rand.Rand, line func(string, ...any), v4, v6 bool) {
+	var ranges []string
+	if v4 {
+		ranges = append(ranges, [][]string{{"0.0.0.0/0"}, {"198.51.100.0/24", "198.51.100.7/32"}, {"10.2.0.0/16", "10.0.0.0/8"}}[r.IntN(3)]...)
+	}
+	if v6 {
+		ranges = append(ranges, [][]string{{"::/0", "fd00::/8"}, {"2001:db8::/32", "fd00::/128"}}[r.IntN(2)]...)
+	}
+	switch r.IntN(3) {
+	case 0:
+		line("allow = []")
+	case 1:
+		r.Shuffle(len(ranges), func(i, j int) { ranges[i], ranges[j] = ranges[j], ranges[i] })
+		line("allow = [\"%s\"]", strings.Join(ranges, `", "`))
+	}
 }
 
 func randomPorts(r *rand.Rand, line func(string, ...any)) {

@@ -17,10 +17,13 @@ type entry struct {
 	protocol   lb.Protocol
 	mode       lb.Mode
 	scheduler  lb.Scheduler
+	affinity   time.Duration
 	drain      time.Duration
+	ranges     []placed[netip.Prefix] // what "allow" of the service itself says
+	clients    clients                // what holds, by it or by [defaults]
 	masquerade lb.Masquerade
 	backends   []placed[backend]
-	whole      bool // every VIP and backend could be read
+	whole      bool // every VIP, range and backend could be read
 }
 
 // placed is a value and where it was read.
@@ -37,7 +40,8 @@ func (p *parser) service(n node) *entry {
 	p.checkKeys(n)
 	d := p.config.Defaults
 	e := &entry{
-		at: n, protocol: lb.TCP, scheduler: d.Scheduler, drain: d.DrainTimeout, masquerade: d.Masquerade, whole: true,
+		at: n, protocol: lb.TCP, scheduler: d.Scheduler, affinity: d.Affinity, drain: d.DrainTimeout,
+		clients: p.inherited, masquerade: d.Masquerade, whole: true,
 	}
 	if _, found := n.field("name"); !found {
 		n.failKey(`the service has no name; add one like name = "web"`)
@@ -50,16 +54,46 @@ func (p *parser) service(n node) *entry {
 		f, _ := n.field("protocol")
 		p.checkProtocol(f, e.mode, e.protocol)
 	}
-	if optional(n, "scheduler", p.readScheduler, &e.scheduler) {
-		f, _ := n.field("scheduler")
-		p.checkScheduler(f, e.mode, e.scheduler)
-	} else if e.mode != "" && p.inheritable {
-		p.checkScheduler(n, e.mode, e.scheduler)
-	}
+	optional(n, "scheduler", p.readScheduler, &e.scheduler)
+	optional(n, "affinity_timeout", readAffinity, &e.affinity)
 	optional(n, "drain_timeout", readDrainTimeout, &e.drain)
+	p.allow(e)
 	optional(n, "masquerade", readMasquerade, &e.masquerade)
+	p.checkAble(e)
 	p.backends(e)
 	return e
+}
+
+// allow reads the client ranges of a service.
+func (p *parser) allow(e *entry) {
+	n, found := e.at.field("allow")
+	if !found {
+		return
+	}
+	var ok bool
+	e.ranges, ok = readRanges(n)
+	e.whole = e.whole && ok
+	e.clients = newClients(values(e.ranges))
+}
+
+// checkAble reports what the mode of a service cannot do. Of what it inherits only
+// for a mode of its own: for the mode in force [defaults] were checked.
+func (p *parser) checkAble(e *entry) {
+	checks := []struct {
+		key   string
+		check func(node)
+	}{
+		{"scheduler", func(n node) { p.checkScheduler(n, e.mode, e.scheduler) }},
+		{"affinity_timeout", func(n node) { p.checkAffinity(n, e.mode, e.affinity) }},
+		{"allow", func(n node) { p.checkClients(n, e.mode, e.clients.some) }},
+	}
+	for _, c := range checks {
+		if at, own := e.at.field(c.key); own {
+			c.check(at)
+		} else if e.mode != "" && p.inheritable {
+			c.check(e.at)
+		}
+	}
 }
 
 // optional reads a key into a variable, and returns whether it was there and right.
@@ -132,7 +166,7 @@ func readProtocol(n node) (lb.Protocol, bool) {
 	}
 	proto, err := lb.ParseProtocol(s)
 	if err != nil {
-		n.fail("%s is not a protocol; %s", quote(s), suggest(s, []string{"tcp", "udp"}))
+		n.fail("%s is not a protocol; %s", quote(s), suggest(s, []string{"tcp", "udp", "sctp"}))
 		return 0, false
 	}
 	return proto, true

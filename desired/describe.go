@@ -12,15 +12,17 @@ import (
 
 // Service describes what was decided of one service in one mode.
 type Service struct {
-	Key        lb.Key        `json:"vip"`
-	Name       string        `json:"name"`
-	Source     string        `json:"source"`
-	Mode       lb.Mode       `json:"mode"`
-	Scheduler  lb.Scheduler  `json:"scheduler"`
-	Masquerade lb.Masquerade `json:"masquerade"`
-	Leaving    bool          `json:"leaving"` // no source wants it (in this mode) any more
-	Moving     bool          `json:"moving"`  // another mode serves it from now on
-	Backends   []Backend     `json:"backends"`
+	Key        lb.Key         `json:"vip"`
+	Name       string         `json:"name"`
+	Source     string         `json:"source"`
+	Mode       lb.Mode        `json:"mode"`
+	Scheduler  lb.Scheduler   `json:"scheduler"`
+	Masquerade lb.Masquerade  `json:"masquerade"`
+	Affinity   time.Duration  `json:"affinity_ns"` // 0: none
+	Clients    []netip.Prefix `json:"clients"`     // empty: everybody
+	Leaving    bool           `json:"leaving"`     // no source wants it (in this mode) any more
+	Moving     bool           `json:"moving"`      // another mode serves it from now on
+	Backends   []Backend      `json:"backends"`
 }
 
 // Usable reports whether some backend may get new connections.
@@ -29,7 +31,8 @@ func (s Service) Usable() bool {
 }
 
 // Backend describes a backend: active, draining with the time that is left, or
-// drained (its source lists it as draining and its time is over).
+// drained (its source lists it as draining and its time is over). The weight is the
+// one in force: 0 unless it is active.
 type Backend struct {
 	Addr   netip.AddrPort `json:"addr"`
 	Weight uint16         `json:"weight"`
@@ -58,7 +61,10 @@ func (e *entry) describe(mode lb.Mode, now time.Time) Service {
 	p := e.served[mode]
 	s := Service{
 		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: mode, Scheduler: p.Service.Scheduler,
-		Masquerade: p.Service.Masquerade, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: []Backend{},
+		Masquerade: p.Service.Masquerade, Affinity: p.Service.Affinity, Clients: p.Service.Clients, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: []Backend{},
+	}
+	if s.Clients == nil {
+		s.Clients = []netip.Prefix{}
 	}
 	for _, b := range p.Service.Backends {
 		d := Backend{Addr: b.Addr, Weight: b.Weight, State: "active"}
@@ -70,7 +76,7 @@ func (e *entry) describe(mode lb.Mode, now time.Time) Service {
 	if e.spec != nil && !p.Leaving {
 		for _, b := range e.spec.Backends {
 			if _, served := p.Service.Backend(b.Addr); !served && b.State == lb.Draining {
-				s.Backends = append(s.Backends, Backend{Addr: b.Addr, Weight: b.Weight, State: "drained"})
+				s.Backends = append(s.Backends, Backend{Addr: b.Addr, State: "drained"})
 			}
 		}
 	}

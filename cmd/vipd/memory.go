@@ -96,6 +96,7 @@ func (m *memory) accept(key string, raw []byte) error {
 		return fmt.Errorf("it holds service %s", spec.Key)
 	}
 	spec.Normalize()
+	spec.Clients = lb.NormalizeClients(spec.Clients)
 	m.accepted[source] = append(m.accepted[source], spec)
 	return nil
 }

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"vipd/config"
 	"vipd/desired"
 	"vipd/lb"
 	"vipd/reconciler"
@@ -56,7 +58,7 @@ func newStatus(o *options) *cobra.Command {
 				encoder.SetIndent("", "  ")
 				return encoder.Encode(s)
 			}
-			return printStatus(cmd.OutOrStdout(), s)
+			return printStatus(cmd.OutOrStdout(), s, len(args) == 1)
 		},
 	}
 	addOutput(cmd, &output)
@@ -70,8 +72,9 @@ func only(services []reconciler.ServiceStatus, want string) []reconciler.Service
 	})
 }
 
-// printStatus prints a status for people.
-func printStatus(w io.Writer, s reconciler.Status) error {
+// printStatus prints a status for people; whole says to leave nothing out for
+// brevity.
+func printStatus(w io.Writer, s reconciler.Status, whole bool) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	line := func(cells ...any) {
 		for i, c := range cells {
@@ -82,27 +85,61 @@ func printStatus(w io.Writer, s reconciler.Status) error {
 		}
 		_, _ = fmt.Fprintln(t)
 	}
-	line("SERVICE", "VIP", "MODE", "STATE", "BACKEND", "WEIGHT", "STATE")
+	line("SERVICE", "VIP", "MODE", "STATE", "AFFINITY", "CLIENTS", "BACKEND", "WEIGHT", "STATE")
 	for _, svc := range s.Services {
 		printService(line, svc)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if whole {
+		printRanges(w, s)
+	}
 	printNotes(w, s)
 	return nil
 }
 
 func printService(line func(...any), svc reconciler.ServiceStatus) {
-	head := []any{svc.Name, svc.Key, svc.Mode, svc.State}
+	head := []any{svc.Name, svc.Key, svc.Mode, svc.State, affinity(svc.Affinity), clients(svc.Clients)}
 	if len(svc.Backends) == 0 {
 		line(append(head, "-", "", "")...)
 	}
 	for i, b := range svc.Backends {
 		if i > 0 {
-			head = []any{"", "", "", ""}
+			head = []any{"", "", "", "", "", ""}
 		}
 		line(append(head, b.Addr, b.Weight, backendState(b))...)
+	}
+}
+
+func affinity(d time.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return config.FormatDuration(d)
+}
+
+// clients tells who may connect, in one word.
+func clients(ranges []netip.Prefix) string {
+	switch len(ranges) {
+	case 0:
+		return "all"
+	case 1:
+		return ranges[0].String()
+	}
+	return fmt.Sprintf("%d ranges", len(ranges))
+}
+
+// printRanges prints the client ranges of which the table has only the number.
+func printRanges(w io.Writer, s reconciler.Status) {
+	for _, svc := range s.Services {
+		if len(svc.Clients) < 2 {
+			continue
+		}
+		_, _ = fmt.Fprintf(w, "\nclients of %s %s:\n", svc.Name, svc.Key)
+		for _, r := range svc.Clients {
+			_, _ = fmt.Fprintf(w, "  %s\n", r)
+		}
 	}
 }
 

@@ -73,8 +73,8 @@ func (h *host) Close() error {
 	return errors.Join(append(errs, h.evictor.Close())...)
 }
 
-func toolOptions(_ *config.Config, log *slog.Logger) netfilter.ToolOptions {
-	return netfilter.ToolOptions{Log: log.With("part", "iptables")}
+func toolOptions(cfg *config.Config, log *slog.Logger) netfilter.ToolOptions {
+	return netfilter.ToolOptions{Backend: netfilter.Backend(cfg.Proxy.IPTablesBackend), Log: log.With("part", "iptables")}
 }
 
 func doorOptions(cfg *config.Config, log *slog.Logger) vip.Options {

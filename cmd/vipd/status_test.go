@@ -1,0 +1,61 @@
+package main
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"vipd/desired"
+	"vipd/lb"
+	"vipd/reconciler"
+)
+
+// status is one of three services: with nothing special, with all of it, and one
+// that is drained.
+func status() reconciler.Status {
+	at := netip.MustParseAddrPort
+	svc := func(name, key string, s desired.Service) reconciler.ServiceStatus {
+		k, _ := lb.ParseKey(key)
+		s.Name, s.Key, s.Mode = name, k, lb.IPTables
+		return reconciler.ServiceStatus{Service: s, State: "serving"}
+	}
+	return reconciler.Status{Services: []reconciler.ServiceStatus{
+		svc("plain", "192.0.2.10:80/tcp", desired.Service{Backends: []desired.Backend{
+			{Addr: at("10.0.0.1:80"), Weight: 1, State: "active"}, {Addr: at("10.0.0.2:80"), State: "drained"},
+		}}),
+		svc("rich", "192.0.2.11:80/sctp", desired.Service{
+			Affinity: 10 * time.Minute,
+			Clients:  []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("198.51.100.0/24")},
+		}),
+		svc("one", "[2001:db8::10]:80/udp", desired.Service{Clients: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}}),
+	}}
+}
+
+func TestStatusTellsAffinityAndRanges(t *testing.T) {
+	var b strings.Builder
+	if err := printStatus(&b, status(), true); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+SERVICE  VIP                    MODE      STATE    AFFINITY  CLIENTS   BACKEND      WEIGHT  STATE
+plain    192.0.2.10:80/tcp      iptables  serving  -         all       10.0.0.1:80  1       active
+                                                                       10.0.0.2:80  0       drained
+rich     192.0.2.11:80/sctp     iptables  serving  10m       2 ranges  -                    
+one      [2001:db8::10]:80/udp  iptables  serving  -         fd00::/8  -                    
+
+clients of rich 192.0.2.11:80/sctp:
+  10.0.0.0/8
+  198.51.100.0/24
+`
+	if got := "\n" + b.String(); !strings.HasPrefix(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	b.Reset()
+	if err := printStatus(&b, status(), false); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(b.String(), "198.51.100.0/24") {
+		t.Errorf("the table of all services lists every range:\n%s", b.String())
+	}
+}
