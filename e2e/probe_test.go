@@ -143,7 +143,7 @@ func (w *world) kernelState() string {
 			}
 		}
 	}
-	for _, argv := range [][]string{{"ipset", "save"}, {"ip", "-o", "address", "show"}, {"ip", "-o", "link", "show"}} {
+	for _, argv := range [][]string{{"ipset", "save"}, {"nft", "list", "tables"}, {"ip", "-o", "address", "show"}, {"ip", "-o", "link", "show"}} {
 		for line := range strings.Lines(w.LB.Run(w.t, argv[0], argv[1:]...)) {
 			if strings.Contains(line, "vipd") {
 				state = append(state, argv[0]+" "+device.ReplaceAllString(kerneltest.WithoutCarrier(strings.TrimSpace(line)), ""))

@@ -30,6 +30,7 @@ func Cleanup(ctx context.Context, o Options) error {
 		if err := d.cleanTables(ctx, f); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f, err))
 		}
+		errs = append(errs, d.kernel.anchors.Remove(ctx, f))
 	}
 	return errors.Join(append(errs, d.cleanSets(ctx))...)
 }

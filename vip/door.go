@@ -76,6 +76,8 @@ type Evictor interface {
 type kernel struct {
 	links    links
 	sets     netfilter.Sets
+	anchors  anchors
+	anchored bool                                   // anchors are made
 	tables   func(netfilter.Family) (tables, error) // an error says why the family cannot be filtered
 	sysctls  sysctls
 	policies policies
@@ -95,6 +97,7 @@ type Door struct {
 	state   *state
 	seen    [2]*netfilter.Baseline
 	tools   [2]tables // found so far
+	adrift  [2]error  // why a family has no anchor
 	marks   []string  // findings of the last resync: others that use our bit
 	summary atomic.Pointer[summary]
 }
@@ -138,6 +141,8 @@ func running(tools *netfilter.Tools) *kernel {
 		sets:     netfilter.KernelSets{},
 		policies: kernelPolicies{},
 		tables:   tablesOf(tools),
+		anchors:  netfilter.KernelAnchors{},
+		anchored: anchored(tools),
 		sysctls:  procSysctls{root: "/proc/sys"},
 	}
 }

@@ -44,7 +44,7 @@ func TestB30_OrderOfWrites(t *testing.T) {
 	expect := []string{
 		"create vipd0", "enable", "sysctl net/ipv4/conf/all/arp_ignore=1", "sysctl net/ipv4/conf/all/arp_announce=2",
 		"create vipd-vip4", "create vipd-masq4", "create vipd-auto4", "create vipd-hair4",
-		"+ vipd-masq4 [192.0.2.10,tcp:81]", "+ vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat",
+		"+ vipd-masq4 [192.0.2.10,tcp:81]", "+ vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat", "anchor IPv4",
 		"the proxier's rules", "+ vipd-vip4 [192.0.2.10]", "+ address [192.0.2.10]",
 	}
 	if !slices.Equal(got, expect) {
@@ -53,7 +53,7 @@ func TestB30_OrderOfWrites(t *testing.T) {
 	got = steps(lb.Snapshot{})
 	expect = []string{
 		"- address [192.0.2.10]", "- vipd-vip4 [192.0.2.10]", "the proxier's rules",
-		"- vipd-masq4 [192.0.2.10,tcp:81]", "- vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat",
+		"- vipd-masq4 [192.0.2.10,tcp:81]", "- vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat", "remove anchor IPv4",
 		"destroy vipd-vip4", "destroy vipd-masq4", "destroy vipd-auto4", "destroy vipd-hair4", "remove",
 	}
 	if !slices.Equal(got, expect) {

@@ -14,12 +14,12 @@ type summary struct {
 	device  link
 	used    [2]bool // whether a family has services
 	uplinks []string
-	marks   []string // as they are told
+	told    []string // what the pass found: as it is told
 }
 
 func (d *Door) summarize() *summary {
 	s := d.state
-	sum := &summary{device: s.device, marks: d.marks}
+	sum := &summary{device: s.device, told: slices.Concat(d.anchorFindings(), d.marks)}
 	for i, f := range s.families {
 		sum.used[i] = f.wanted()
 	}
@@ -61,7 +61,7 @@ func (d *Door) Findings(ctx context.Context) []string {
 	if sum.used[1] {
 		found = append(found, d.forwarding("net/ipv6/conf/all/forwarding", "IPv6")...)
 	}
-	return append(found, sum.marks...)
+	return append(found, sum.told...)
 }
 
 // is reports whether a setting has one of the values. What cannot be read is

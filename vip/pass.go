@@ -111,6 +111,9 @@ func (p *pass) prepare(ctx context.Context, f *family) error {
 		if err := p.ensureRules(ctx, f); err != nil {
 			return err
 		}
+		if err := p.ensureAnchor(ctx, f); err != nil {
+			return err
+		}
 		f.standing = true
 	}
 	return nil
@@ -212,6 +215,9 @@ func (p *pass) clear(ctx context.Context, f *family) error {
 		return nil
 	}
 	if err := p.removeRules(ctx, f); err != nil {
+		return err
+	}
+	if err := p.removeAnchor(ctx, f); err != nil {
 		return err
 	}
 	return p.destroySets(ctx, f)

@@ -75,6 +75,21 @@ func (r recordedTables) Restore(ctx context.Context, script []byte) error {
 	return r.tables.Restore(ctx, script)
 }
 
+type recordedAnchors struct {
+	anchors
+	w *world
+}
+
+func (r recordedAnchors) Put(ctx context.Context, f netfilter.Family) error {
+	r.w.note("anchor %s", f)
+	return r.anchors.Put(ctx, f)
+}
+
+func (r recordedAnchors) Remove(ctx context.Context, f netfilter.Family) error {
+	r.w.note("remove anchor %s", f)
+	return r.anchors.Remove(ctx, f)
+}
+
 type recordedSysctls struct {
 	sysctls
 	w *world

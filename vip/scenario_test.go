@@ -38,6 +38,7 @@ var scenarios = map[string]func(*testing.T, *world){
 	"B70_F104_ARPSettings":                      arpSettingsKept,
 	"F148_OthersThatUseTheMarkAreFound":         markCollision,
 	"F103_DeviceGoesBetweenShutAndOpen":         deviceGoesMeanwhile,
+	"B61_TheAnchorIsRepaired":                   anchorStands,
 }
 
 func TestFakeHost(t *testing.T) {

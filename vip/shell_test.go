@@ -21,6 +21,8 @@ func (h *fakeHost) shell(t *testing.T, words []string) {
 		h.policies.rules = append(h.policies.rules, parseFwmark(words[4]))
 	case words[0] == "ip":
 		err = h.links.ip(words[1:])
+	case words[0] == "nft":
+		err = h.anchors.nft(words[1:])
 	case words[0] == "ipset":
 		err = h.ipset(t, words[1:])
 	case strings.HasSuffix(words[0], "tables"):

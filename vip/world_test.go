@@ -31,16 +31,17 @@ type fakeHost struct {
 	sys    *fakeSysctls
 
 	policies *fakePolicies
+	anchors  *fakeAnchors
 }
 
 func newFakeWorld() *world {
-	h := &fakeHost{links: newFakeLinks(), sets: netfilter.NewFakeSets(), sys: newFakeSysctls(), policies: &fakePolicies{}}
+	h := &fakeHost{links: newFakeLinks(), sets: netfilter.NewFakeSets(), sys: newFakeSysctls(), policies: &fakePolicies{}, anchors: newFakeAnchors()}
 	for i := range h.tables {
 		h.tables[i] = newFakeTables(h.sets)
 	}
 	h.sets.InUse = func(name string) bool { return h.tables[0].uses(name) || h.tables[1].uses(name) }
 	return &world{
-		raw: &kernel{links: h.links, sets: h.sets, sysctls: h.sys, policies: h.policies,
+		raw: &kernel{links: h.links, sets: h.sets, sysctls: h.sys, policies: h.policies, anchors: h.anchors, anchored: true,
 			tables: func(f netfilter.Family) (tables, error) { return h.tables[index(f)], nil }},
 		fake: h, shell: h.shell,
 	}
@@ -85,6 +86,7 @@ func (w *world) note(format string, args ...any) {
 func (w *world) recording() *kernel {
 	return &kernel{
 		links: recordedLinks{w.raw.links, w}, sets: recordedSets{w.raw.sets, w}, sysctls: recordedSysctls{w.raw.sysctls, w}, policies: w.raw.policies,
+		anchors: recordedAnchors{w.raw.anchors, w}, anchored: w.raw.anchored,
 		tables: func(f netfilter.Family) (tables, error) {
 			t, err := w.raw.tables(f)
 			return recordedTables{t, w, f}, err
@@ -124,6 +126,10 @@ func (w *world) dump(t *testing.T) []string {
 		}
 	}
 	for _, f := range netfilter.Families {
+		if anchor, err := w.raw.anchors.State(ctx, f); anchor != netfilter.AnchorAbsent || err != nil {
+			out = append(out, fmt.Sprintf("anchor %s %s", f, anchor))
+			fatal(t, err)
+		}
 		tool, err := w.raw.tables(f)
 		if err != nil {
 			continue

@@ -79,12 +79,13 @@ func (KernelAnchors) Put(ctx context.Context, f Family) error {
 	return nil
 }
 
-// Remove takes the anchor of a family away. It is no error if there is none.
+// Remove takes the anchor of a family away. It is no error if there is none, nor if
+// the kernel has no nftables.
 func (KernelAnchors) Remove(ctx context.Context, f Family) error {
 	_, err := onSocket(func(s *nfSocket) (struct{}, error) {
 		return struct{}{}, s.transaction(ctx, anchorTable(unix.NFT_MSG_DELTABLE, 0, f))
 	})
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("removing the %s table %s: %w", f, AnchorTable, err)
 	}
 	return nil
@@ -93,7 +94,7 @@ func (KernelAnchors) Remove(ctx context.Context, f Family) error {
 // readAnchor compares what there is with what there should be.
 func readAnchor(ctx context.Context, s *nfSocket, f Family) (AnchorState, error) {
 	table, err := s.one(ctx, anchorTable(unix.NFT_MSG_GETTABLE, 0, f))
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // EINVAL: no nftables
 		return AnchorAbsent, nil
 	}
 	if err != nil {
