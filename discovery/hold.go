@@ -1,10 +1,8 @@
 package discovery
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"vipd/lb"
@@ -78,11 +76,11 @@ func (l *ledger) get(k lb.Key) *lb.Spec {
 func (l *ledger) accept(set Set, p Policy, now time.Time, rival func(lb.Key) bool) (*ledger, Class) {
 	next := &ledger{held: map[lb.Key]Hold{}, dripped: l.dripped}
 	next.services, next.doubles = l.intern(set.Services)
-	missing := missing(l.services, next.services)
+	missing, emptied := l.losses(next.services)
 	judge := judgement{old: l, policy: p, now: now, verified: set.Verified}
 	class := OK
 	if !p.Trusted {
-		next.holdLastBackends(judge)
+		next.holdLastBackends(judge, emptied)
 	}
 	switch {
 	case len(missing) > 0 && len(next.services) == 0 && !p.AllowEmpty:
@@ -144,89 +142,24 @@ func (l *ledger) hold(j judgement, missing []*lb.Spec, kind HoldKind) {
 			l.dripped = j.now
 			continue
 		}
-		l.services = append(l.services, s)
+		l.services = append(slices.Clip(l.services), s) // those of the answer are not ours to change
 		l.held[s.Key] = h
 	}
 }
 
 // holdLastBackends keeps the old version of services that lost all backends,
 // until a verified answer says so after the time of the hold.
-func (l *ledger) holdLastBackends(j judgement) {
-	for i, s := range l.services {
-		if len(s.Backends) > 0 {
-			continue
-		}
-		before := j.old.get(s.Key)
-		if before == nil || len(before.Backends) == 0 {
-			continue
-		}
-		if h := j.hold(s.Key, HoldBackends); !j.verified || !j.over(h) {
-			l.services[i] = before
-			l.held[s.Key] = h
+func (l *ledger) holdLastBackends(j judgement, emptied []int) {
+	if len(emptied) > 0 {
+		l.services = slices.Clone(l.services)
+	}
+	for _, i := range emptied {
+		k := l.services[i].Key
+		if h := j.hold(k, HoldBackends); !j.verified || !j.over(h) {
+			l.services[i] = j.old.get(k)
+			l.held[k] = h
 		}
 	}
-}
-
-// intern returns the specs sorted, one a Key, with the pointer of the accepted
-// version where the value did not change. Of several with one Key the one that
-// is accepted under its name stays, or else the first by name: a source may
-// shuffle its answers. The others are returned as rejections.
-func (l *ledger) intern(specs []*lb.Spec) ([]*lb.Spec, []Rejection) {
-	sorted := slices.DeleteFunc(slices.Clone(specs), func(s *lb.Spec) bool { return s == nil })
-	if !slices.IsSortedFunc(sorted, l.order) {
-		slices.SortStableFunc(sorted, l.order)
-	}
-	var doubles []Rejection
-	kept, old := sorted[:0], l.services
-	for _, s := range sorted {
-		if n := len(kept); n > 0 && kept[n-1].Key == s.Key {
-			if !kept[n-1].Equal(s) {
-				doubles = append(doubles, Rejection{
-					Entry:  s.Name,
-					Reason: fmt.Sprintf("%s belongs to service %s of the same source; use another VIP or port", s.Key, kept[n-1].Name),
-				})
-			}
-			continue
-		}
-		for len(old) > 0 && old[0] != s && old[0].Key.Compare(s.Key) < 0 {
-			old = old[1:]
-		}
-		if len(old) > 0 && old[0].Key == s.Key && old[0].Equal(s) {
-			s = old[0]
-		}
-		kept = append(kept, s)
-	}
-	return kept, doubles
-}
-
-// order sorts specs by Key, and those of one Key by who is to have it.
-func (l *ledger) order(a, b *lb.Spec) int {
-	if c := a.Key.Compare(b.Key); c != 0 || a == b {
-		return c
-	}
-	if old := l.get(a.Key); old != nil && a.Name != b.Name {
-		switch old.Name {
-		case a.Name:
-			return -1
-		case b.Name:
-			return 1
-		}
-	}
-	return strings.Compare(a.Name, b.Name)
-}
-
-// missing returns what old has and now has not; both are sorted.
-func missing(old, now []*lb.Spec) []*lb.Spec {
-	var missing []*lb.Spec
-	for _, s := range old {
-		for len(now) > 0 && now[0] != s && now[0].Key.Compare(s.Key) < 0 {
-			now = now[1:]
-		}
-		if len(now) == 0 || now[0].Key != s.Key {
-			missing = append(missing, s)
-		}
-	}
-	return missing
 }
 
 // big reports whether n removals at once are too many to believe. What is held

@@ -1,6 +1,12 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A script must not take "vipd relaod" for a reload.
 func TestUnknownSubcommandIsAnError(t *testing.T) {
