@@ -19,13 +19,18 @@ import (
 // with the sets that package vip would have made.
 func realHarness(t *testing.T) *harness {
 	t.Helper()
+	return harnessWith(t, netfilter.ToolOptions{Backend: netfilter.NFT})
+}
+
+func harnessWith(t *testing.T, o netfilter.ToolOptions) *harness {
+	t.Helper()
 	for _, f := range netfilter.Families {
 		inet := map[netfilter.Family]string{netfilter.IPv4: "inet", netfilter.IPv6: "inet6"}[f]
 		for set, kind := range map[string]string{netfilter.SetVIP: "hash:ip", netfilter.SetMasq: "hash:ip,port", netfilter.SetAuto: "hash:ip,port,net"} {
 			tool(t, "ipset", "-exist", "create", netfilter.SetName(set, f), kind, "family", inet)
 		}
 	}
-	tools, err := netfilter.FindTools(t.Context(), netfilter.ToolOptions{Backend: netfilter.NFT})
+	tools, err := netfilter.FindTools(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
