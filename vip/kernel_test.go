@@ -69,6 +69,21 @@ func TestKernelHost(t *testing.T) {
 	}
 }
 
+// TestKernelHostLegacy runs those scenarios with the legacy backend that touch
+// rules.
+func TestKernelHostLegacy(t *testing.T) {
+	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+		if slices.Contains(deviceScenarios, name) && name != "B66_EmptyRemovesAll" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			if kerneltest.Isolate(t) {
+				scenarios[name](t, worldWith(netfilter.Legacy))
+			}
+		})
+	}
+}
+
 // The device is of the kind that the kernel offers.
 func TestF101_DeviceKind(t *testing.T) {
 	check := func(t *testing.T, kind string) {

@@ -1,15 +1,32 @@
 package netfilter
 
 import (
+	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The questions of linux/netfilter_ipv4/ip_tables.h, the same for IPv6.
+const (
+	legacyGetInfo    = 64 // IPT_SO_GET_INFO
+	legacyGetEntries = 65 // IPT_SO_GET_ENTRIES
+
+	legacyNameSize    = 32 // XT_TABLE_MAXNAMELEN
+	legacyInfoSize    = legacyNameSize + 13*4
+	legacyEntriesHead = 40 // struct ipt_get_entries without its entries, 64 bit
 )
 
 // legacyTables returns the legacy tables that there are for a family in the network
 // namespace of the calling thread. The kernel makes one as soon as it is asked for
 // it, so this comes first. The error is fs.ErrPermission for a vipd that is not
-// root, and no table if the kernel has no x_tables at all.
+// root; no table is no error if the kernel has no x_tables at all.
 func legacyTables(f Family) ([]string, error) {
 	name := "ip_tables_names"
 	if f == IPv6 {
@@ -23,4 +40,93 @@ func legacyTables(f Family) ([]string, error) {
 		return nil, fmt.Errorf("%s legacy tables: %w", f, err)
 	}
 	return strings.Fields(string(text)), nil
+}
+
+// legacyInfo is what the kernel tells of a legacy table without handing it out. Two
+// tables of other sizes or with other places of their chains differ; that these are
+// equal does not make the tables equal.
+type legacyInfo struct {
+	hooks   uint32     // a bit a hook that the table has
+	places  [10]uint32 // where the base chains begin and end
+	entries uint32     // rules, policies and heads of chains
+	size    uint32     // bytes
+}
+
+// foreign reports whether there is anything but empty base chains.
+func (i legacyInfo) foreign() bool { return int(i.entries) > bits(i.hooks)+1 }
+
+func bits(n uint32) (count int) {
+	for ; n != 0; n &= n - 1 {
+		count++
+	}
+	return count
+}
+
+// readLegacyInfo asks about a table that is there.
+func readLegacyInfo(f Family, table string) (info legacyInfo, err error) {
+	buf := make([]byte, legacyInfoSize)
+	copy(buf[:legacyNameSize-1], table)
+	if err := askLegacy(f, legacyGetInfo, buf); err != nil {
+		return info, fmt.Errorf("%s legacy table %s: %w", f, table, err)
+	}
+	word := func(i int) uint32 { return binary.NativeEndian.Uint32(buf[legacyNameSize+4*i:]) }
+	info.hooks, info.entries, info.size = word(0), word(11), word(12)
+	for i := range info.places {
+		info.places[i] = word(1 + i)
+	}
+	return info, nil
+}
+
+// legacyChainHead is how the head of a chain of ours begins in the entries of a
+// table: a target ERROR (struct xt_error_target) with the name of the chain.
+var legacyChainHead = append(append([]byte("ERROR"), make([]byte, 25)...), ChainPrefix...)
+
+// holdsOwnLegacy reports whether a table that is there has a chain of ours, and
+// whether it has rules of others.
+func holdsOwnLegacy(f Family, table string) (own, foreign bool, err error) {
+	for range 5 { // it may change between the two questions
+		info, err := readLegacyInfo(f, table)
+		if err != nil {
+			return false, false, err
+		}
+		buf := make([]byte, legacyEntriesHead+int(info.size))
+		copy(buf[:legacyNameSize-1], table)
+		binary.NativeEndian.PutUint32(buf[legacyNameSize:], info.size)
+		err = askLegacy(f, legacyGetEntries, buf)
+		if errors.Is(err, unix.EAGAIN) {
+			continue
+		}
+		if err != nil {
+			return false, false, fmt.Errorf("%s legacy table %s: %w", f, table, err)
+		}
+		own = bytes.Contains(buf[legacyEntriesHead:], legacyChainHead)
+		return own, !own && info.foreign(), nil
+	}
+	return false, false, fmt.Errorf("%s legacy table %s: it changes all the time", f, table)
+}
+
+// askLegacy is one getsockopt(2). buf holds the question, and then the answer.
+func askLegacy(f Family, option int, buf []byte) error {
+	domain, level := unix.AF_INET, unix.IPPROTO_IP
+	if f == IPv6 {
+		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	size := uint32(len(buf))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// legacyLooked are the legacy tables that rules can stand in.
+func legacyLooked(f Family) ([]string, error) {
+	there, err := legacyTables(f)
+	return slices.DeleteFunc(there, func(name string) bool { return baseChains[name] == nil }), err
 }
