@@ -22,6 +22,15 @@ type Status struct {
 	Problems []ProblemStatus `json:"problems"`
 	Findings []string        `json:"findings"` // what on this host hinders service
 	Config   ConfigStatus    `json:"config"`
+	IPTables IPTablesStatus  `json:"iptables"`
+}
+
+// IPTablesStatus tells of the tools by which rules are changed.
+type IPTablesStatus struct {
+	Backend   string `json:"backend"` // nft or legacy
+	Version   string `json:"version"`
+	LockWaits uint64 `json:"lock_waits"`        // how often the xtables lock was not to be had at once
+	Waiting   string `json:"waiting,omitempty"` // who holds that lock while a pass waits for it
 }
 
 // ConfigStatus tells which configuration is in force.

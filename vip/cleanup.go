@@ -12,23 +12,25 @@ import (
 	"vipd/internal/netfilter"
 )
 
-// chainsPerCommit is how many chains one commit names: the nft backend takes a
-// time that grows with their square.
-const chainsPerCommit = 250
-
 // Cleanup removes everything that bears vipd's name, whatever version made it:
-// the VIPs first, then the rules of every mode, then the sets. It needs only
-// o.Device. What is gone already is no error. After a failure it goes on; the
-// error joins all of them.
-func Cleanup(ctx context.Context, o Options) error {
+// the VIPs first, then the rules of every mode, then the sets. Of o it needs only
+// Device and Tools; others are the tools of further backends to clean. What is gone
+// already is no error. After a failure it goes on; the error joins all of them.
+func Cleanup(ctx context.Context, o Options, others ...*netfilter.Tools) error {
 	d, err := New(o)
 	if err != nil {
 		return err
 	}
 	errs := []error{d.cleanDevices(ctx)}
 	for _, f := range netfilter.Families {
-		if err := d.cleanTables(ctx, f); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", f, err))
+		find := []func(netfilter.Family) (tables, error){d.kernel.tables}
+		for _, t := range others {
+			find = append(find, tablesOf(t))
+		}
+		for _, tables := range find {
+			if err := d.cleanTables(ctx, f, tables); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", f, err))
+			}
 		}
 		errs = append(errs, d.kernel.anchors.Remove(ctx, f))
 	}
@@ -73,8 +75,8 @@ func (d *Door) cleanDevices(ctx context.Context) error {
 }
 
 // cleanTables removes all chains of ours and the rules that lead to them.
-func (d *Door) cleanTables(ctx context.Context, f netfilter.Family) error {
-	t, err := d.kernel.tables(f)
+func (d *Door) cleanTables(ctx context.Context, f netfilter.Family, find func(netfilter.Family) (tables, error)) error {
+	t, err := find(f)
 	if errors.Is(err, netfilter.ErrNotInstalled) {
 		return nil // without the tool no rules of ours were made
 	}
@@ -88,7 +90,7 @@ func (d *Door) cleanTables(ctx context.Context, f netfilter.Family) error {
 			errs = append(errs, err)
 			continue
 		}
-		for _, script := range cleanScripts(have) {
+		for _, script := range cleanScripts(have, t.CommitChains()) {
 			if err := t.Restore(ctx, script); err != nil {
 				errs = append(errs, fmt.Errorf("table %s: %w", table, err))
 				break
@@ -99,8 +101,9 @@ func (d *Door) cleanTables(ctx context.Context, f netfilter.Family) error {
 }
 
 // cleanScripts returns the commits that empty a table of what is ours: the ways
-// in, then all rules, then the chains, which by then refer to nothing.
-func cleanScripts(have netfilter.Table) (scripts [][]byte) {
+// in, then all rules, then the chains, which by then refer to nothing. A commit names
+// at most limit chains.
+func cleanScripts(have netfilter.Table, limit int) (scripts [][]byte) {
 	names := slices.Sorted(maps.Keys(have.Own))
 	all := netfilter.Skeleton{Table: have.Name}
 	for _, name := range names {
@@ -110,7 +113,7 @@ func cleanScripts(have netfilter.Table) (scripts [][]byte) {
 		scripts = append(scripts, jumps.Script)
 	}
 	for _, op := range []string{"-F ", "-X "} {
-		for chunk := range slices.Chunk(names, chainsPerCommit) {
+		for chunk := range slices.Chunk(names, limit) {
 			var b bytes.Buffer
 			fmt.Fprintf(&b, "*%s\n", have.Name)
 			for _, name := range chunk {

@@ -40,6 +40,8 @@ func newFakeTables(sets *netfilter.FakeSets) *fakeTables {
 
 func (f *fakeTables) HasRandomFully() bool { return true }
 
+func (f *fakeTables) CommitChains() int { return 3 }
+
 func (f *fakeTables) Read(ctx context.Context, table string) (netfilter.Table, error) {
 	if err := ctx.Err(); err != nil {
 		return netfilter.Table{}, err

@@ -15,6 +15,8 @@ type tables interface {
 	Read(ctx context.Context, table string) (netfilter.Table, error)
 	// Restore commits a script; each COMMIT is atomic.
 	Restore(ctx context.Context, script []byte) error
+	// CommitChains returns how many chains one commit may name.
+	CommitChains() int
 	// HasRandomFully reports whether MASQUERADE knows --random-fully.
 	HasRandomFully() bool
 }

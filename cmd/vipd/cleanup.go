@@ -19,8 +19,8 @@ func newCleanup(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cleanup",
 		Short: "Take away everything vipd put in the kernel, and its state; vipd must not be running",
-		Long: `Take away everything vipd put in the kernel: addresses, device, rules, sets;
-and the state it kept. Nothing that is not vipd's is touched. It needs no readable
+		Long: `Take away everything vipd put in the kernel: addresses, device, rules of both
+backends of iptables, sets; and the state it kept. Nothing that is not vipd's is touched. It needs no readable
 configuration, may be repeated, and goes on after an error.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,9 +48,6 @@ func cleanup(ctx context.Context, o *options) error {
 		cfg = config.Default()
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	options := doorOptions(cfg, log)
-	if options.Tools, err = netfilter.FindTools(ctx, toolOptions(cfg, log)); errors.Is(err, netfilter.ErrNotInstalled) {
-		err = nil // without the tools no rules of ours were made
-	}
-	return errors.Join(err, vip.Cleanup(ctx, options), state.Remove(cfg.Daemon.StateDir))
+	tools, err := netfilter.AllTools(ctx, toolOptions(cfg, log))
+	return errors.Join(err, vip.Cleanup(ctx, doorOptions(cfg, log), tools...), state.Remove(cfg.Daemon.StateDir))
 }

@@ -158,6 +158,9 @@ func (d *daemon) preflight(ctx context.Context) (*config.Config, error) {
 	if keys := config.RestartKeys(d.config(), cfg); len(keys) > 0 {
 		return nil, fmt.Errorf("%s cannot change while vipd runs; restart it (connections live on) or change back", strings.Join(keys, ", "))
 	}
+	if err := probe(ctx, d.host.tools, d.log); err != nil {
+		return nil, err
+	}
 	if _, err := d.planConfig(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("the host would not take it: %w", err)
 	}
@@ -209,6 +212,9 @@ func (d *daemon) loaded() time.Time {
 func (d *daemon) Status(ctx context.Context) reconciler.Status {
 	s := d.reconciler.Status()
 	s.Findings = append(s.Findings, d.host.door.Findings(ctx)...)
+	s.Findings = append(s.Findings, d.host.tools.Findings(ctx)...)
+	s.IPTables = d.host.iptables()
+	s.Ready = s.Ready && s.IPTables.Waiting == "" // a pass is held up
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.Config = d.status

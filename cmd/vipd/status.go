@@ -167,6 +167,10 @@ func printNotes(w io.Writer, s reconciler.Status) {
 			say("  rejected: %s: %s", r.Entry, r.Reason)
 		}
 	}
+	say("iptables: %s, %s backend", s.IPTables.Version, s.IPTables.Backend)
+	if s.IPTables.Waiting != "" {
+		say("  waits for the xtables lock, held by %s", s.IPTables.Waiting)
+	}
 	p := s.Pass
 	say("last pass: %s ago, took %s, %d so far, next within %s", since(p.Started), p.Duration.Round(time.Microsecond), p.Count, max(0, time.Until(p.Next)).Round(time.Second))
 	if p.Pending {

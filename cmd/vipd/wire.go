@@ -12,6 +12,7 @@ import (
 	"vipd/lb"
 	"vipd/proxier"
 	"vipd/proxier/iptables"
+	"vipd/reconciler"
 	"vipd/vip"
 )
 
@@ -49,6 +50,9 @@ func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, 
 	if err != nil {
 		return nil, err
 	}
+	if err := probe(ctx, tools, log); err != nil {
+		return nil, err
+	}
 	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
 	tables, err := iptables.New(iptables.Options{Tools: tools, Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
 	if err != nil {
@@ -62,6 +66,30 @@ func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, 
 	}
 	log.Info("iptables found", "backend", tools.Backend(), "version", tools.Version())
 	return &host{tools, door, map[lb.Mode]proxier.Proxier{lb.IPTables: tables}, evictor}, nil
+}
+
+// probe finds out what this host cannot do, before anything of it is changed.
+func probe(ctx context.Context, tools *netfilter.Tools, log *slog.Logger) error {
+	var mixed *netfilter.MixedError
+	_, err := tools.CheckOther(ctx)
+	if errors.As(err, &mixed) || ctx.Err() != nil {
+		return err
+	}
+	if err != nil {
+		log.Info("it cannot be found out what stands in the other backend of iptables", "error", err)
+	}
+	return nil
+}
+
+// iptables tells which tools are in use.
+func (h *host) iptables() reconciler.IPTablesStatus {
+	s := reconciler.IPTablesStatus{Backend: string(h.tools.Backend()), Version: h.tools.Version()}
+	count, wait := h.tools.LockWaits()
+	s.LockWaits = count
+	if wait != nil {
+		s.Waiting = wait.Holder
+	}
+	return s
 }
 
 // Close frees the parts, and last what they share. The kernel goes on serving.

@@ -45,6 +45,30 @@ func (t *Tools) CheckOther(ctx context.Context) (foreign []string, err error) {
 	return found.foreign, err
 }
 
+// AllTools returns the tools of every backend that is installed, for a clean-up
+// without a choice. The error names a backend whose tools are missing though chains
+// of ours stand in it.
+func AllTools(ctx context.Context, o ToolOptions) (all []*Tools, err error) {
+	var errs []error
+	for _, b := range []Backend{NFT, Legacy} {
+		o.Backend = b
+		t, err := FindTools(ctx, o)
+		if err == nil {
+			all = append(all, t)
+			continue
+		}
+		if errors.Is(err, ErrNotInstalled) {
+			found, lookErr := lookInto(ctx, b)
+			if len(found.own) == 0 && (lookErr == nil || errors.Is(lookErr, fs.ErrPermission)) {
+				continue
+			}
+			err = errors.Join(fmt.Errorf("chains of vipd stand in the %s tables %s: %w", b, strings.Join(found.own, ", "), err), lookErr)
+		}
+		errs = append(errs, err)
+	}
+	return all, errors.Join(errs...)
+}
+
 // lookInto looks into one backend.
 func lookInto(ctx context.Context, b Backend) (elsewhere, error) {
 	if err := ctx.Err(); err != nil {
