@@ -158,9 +158,6 @@ func (d *daemon) preflight(ctx context.Context) (*config.Config, error) {
 	if keys := config.RestartKeys(d.config(), cfg); len(keys) > 0 {
 		return nil, fmt.Errorf("%s cannot change while vipd runs; restart it (connections live on) or change back", strings.Join(keys, ", "))
 	}
-	if err := probe(ctx, d.host.tools, d.log); err != nil {
-		return nil, err
-	}
 	if _, err := d.planConfig(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("the host would not take it: %w", err)
 	}
@@ -178,6 +175,9 @@ func (d *daemon) Plan(ctx context.Context, files []config.File) (admin.Plan, err
 }
 
 func (d *daemon) planConfig(ctx context.Context, cfg *config.Config) (reconciler.Planned, error) {
+	if err := probe(ctx, d.host.tools, d.log); err != nil {
+		return reconciler.Planned{}, err
+	}
 	view := d.hub.View().Get().With(static.Name, staticSet(cfg, ""), staticPolicy(cfg), time.Now())
 	return d.reconciler.Plan(ctx, view, settings(cfg))
 }

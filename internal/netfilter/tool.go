@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync/atomic"
 )
 
 // ErrIncompatible says that a table holds what iptables cannot show, made with
@@ -25,6 +26,7 @@ type Tool struct {
 	version  version
 	lock     *lockWaits    // of all Tools together
 	busy     chan struct{} // holds one token while a restore runs
+	noise    atomic.Value  // string: what a run that succeeded complained of last
 }
 
 // Family returns the family that the tool works on.
@@ -73,11 +75,11 @@ func (t *Tool) run(ctx context.Context, path string, args []string, stdin []byte
 }
 
 // runOnce runs one of the binaries. What it complains of although it succeeds is
-// logged.
+// logged, once until it says something else.
 func (t *Tool) runOnce(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error) {
 	out, noise, err := run(ctx, t.options, path, args, stdin)
-	if err == nil && noise != "" {
-		t.options.Log.Debug("a tool complains, and succeeds", "tool", path, "says", noise)
+	if err == nil && noise != "" && t.noise.Swap(noise) != noise {
+		t.options.Log.Warn("iptables succeeds and complains", "tool", path, "says", noise)
 	}
 	return out, err
 }
