@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sync/atomic"
+	"sync"
 )
 
 // ErrIncompatible says that a table holds what iptables cannot show, made with
@@ -26,7 +26,7 @@ type Tool struct {
 	version  version
 	lock     *lockWaits    // of all Tools together
 	busy     chan struct{} // holds one token while a restore runs
-	noise    atomic.Value  // string: what a run that succeeded complained of last
+	noise    sync.Map      // by binary: what a run that succeeded complained of last
 }
 
 // Family returns the family that the tool works on.
@@ -78,8 +78,10 @@ func (t *Tool) run(ctx context.Context, path string, args []string, stdin []byte
 // logged, once until it says something else.
 func (t *Tool) runOnce(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error) {
 	out, noise, err := run(ctx, t.options, path, args, stdin)
-	if err == nil && noise != "" && t.noise.Swap(noise) != noise {
-		t.options.Log.Warn("iptables succeeds and complains", "tool", path, "says", noise)
+	if err == nil && noise != "" {
+		if before, _ := t.noise.Swap(path, noise); before != noise {
+			t.options.Log.Warn("iptables succeeds and complains", "tool", path, "says", noise)
+		}
 	}
 	return out, err
 }
