@@ -16,7 +16,7 @@
 //   - Every commit leaves a working rule set: new chains are made before anything
 //     leads to them, a node of the tree is rewritten in place only if it keeps its
 //     region, and what nothing leads to any more is deleted last.
-//   - A commit names at most 500 chains: the cost in the nft backend is quadratic.
+//   - A commit names at most 150 chains: the cost in the nft backend is quadratic.
 //     The legacy backend replaces the table at each commit: there it is one a pass.
 //   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
 //   - The layout is a function of the snapshot alone, so a restart finds what it
