@@ -24,36 +24,8 @@ func (p *pass) readLinks(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the addresses of this host: %w", err)
 	}
-	p.s.takeHost(h, p.d.device)
+	p.s.take(h.reading(p.d.device))
 	return nil
-}
-
-// takeHost takes over what was read of devices and addresses.
-func (s *state) takeHost(h host, device string) {
-	s.host, s.linksKnown = h, true
-	s.device, _ = h.named(device)
-	s.reserved = h.reserved(device)
-	s.connect(h.connected(device))
-	s.misshapen = map[netip.Addr]address{}
-	var have [2]map[netip.Addr]struct{}
-	for i := range have {
-		have[i] = map[netip.Addr]struct{}{}
-	}
-	if s.device.Index != 0 && s.device.fits() == nil {
-		for _, a := range h.on(s.device.Index) {
-			switch ip := a.Prefix.Addr(); {
-			case a.shaped() && ip.Is4():
-				have[0][ip] = struct{}{}
-			case a.shaped():
-				have[1][ip] = struct{}{}
-			case a.single():
-				s.misshapen[ip] = a
-			}
-		}
-	}
-	for i, f := range s.families {
-		f.addrs.read(have[i])
-	}
 }
 
 // fits says why a device of our name cannot hold VIPs, or nil. A dummy device
@@ -158,7 +130,7 @@ func (p *pass) addAddresses(ctx context.Context, f *family) (map[netip.Addr]erro
 }
 
 func (p *pass) tryAddAddresses(ctx context.Context, f *family) (refused map[netip.Addr]error, err error) {
-	addrs := sortedKeys(f.addrs.missing, netip.Addr.Compare)
+	addrs := f.addrs.missing()
 	if len(addrs) == 0 {
 		return nil, nil
 	}
@@ -211,7 +183,7 @@ func (p *pass) clearMisshapen(ctx context.Context, wanted []netip.Addr) error {
 
 // deleteAddresses takes the VIPs of a family off the device that nobody wants.
 func (p *pass) deleteAddresses(ctx context.Context, f *family) error {
-	addrs := sortedKeys(f.addrs.surplus, netip.Addr.Compare)
+	addrs := f.addrs.surplus()
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -262,7 +234,7 @@ func (p *pass) report(what string, addrs []netip.Addr) {
 // device with addresses of somebody else stays.
 func (p *pass) pruneDevices(ctx context.Context) error {
 	removed := false
-	needed := p.s.wanted() || len(p.s.families[0].addrs.have)+len(p.s.families[1].addrs.have) > 0
+	needed := p.s.wanted() || p.s.families[0].addrs.holds+p.s.families[1].addrs.holds > 0
 	for _, l := range p.s.host.links {
 		if !l.ours() || l.Name == p.d.device && needed {
 			continue

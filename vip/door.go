@@ -61,8 +61,11 @@ type Options struct {
 	Mark   uint32           // one bit of packet mark and connmark; netfilter.DefaultMark
 	ARP    ARP              // ARPUnmanaged
 	Tools  *netfilter.Tools // iptables, shared with the modes that use it
-	Evict  Evictor          // ends flows that began before their VIP was open; nil: nobody does
-	Log    *slog.Logger     // slog.Default()
+	// DropInvalid drops packets of our flows that conntrack finds invalid (out of
+	// window, say), which would else end the connection. See Door.entrance.
+	DropInvalid bool
+	Evict       Evictor      // ends flows that began before their VIP was open; nil: nobody does
+	Log         *slog.Logger // slog.Default()
 
 	kernel *kernel // nil: the running kernel
 }
@@ -89,6 +92,7 @@ type Door struct {
 	device string
 	mark   uint32
 	arp    ARP
+	drop   bool // of invalid packets
 	evict  Evictor
 	log    *slog.Logger
 	kernel *kernel
@@ -104,7 +108,10 @@ type Door struct {
 
 // New returns a Door. It touches nothing yet.
 func New(o Options) (*Door, error) {
-	d := &Door{device: o.Device, mark: o.Mark, arp: o.ARP, evict: o.Evict, log: o.Log, kernel: o.kernel, busy: make(chan struct{}, 1), state: newState()}
+	d := &Door{
+		device: o.Device, mark: o.Mark, arp: o.ARP, drop: o.DropInvalid, evict: o.Evict, log: o.Log, kernel: o.kernel,
+		busy: make(chan struct{}, 1), state: newState(o.DropInvalid),
+	}
 	if d.device == "" {
 		d.device = DefaultDevice
 	}

@@ -33,7 +33,7 @@ func TestNewRefusesBadOptions(t *testing.T) {
 func TestB30_OrderOfWrites(t *testing.T) {
 	w := newFakeWorld()
 	d := w.door(t, func(o *Options) { o.ARP = ARPIgnore })
-	want := services(svc("192.0.2.10:80/tcp", never, "10.0.0.11:80"), svc("192.0.2.10:81/tcp", always))
+	want := services(svc("192.0.2.10:80/tcp", never, "10.0.0.11:80"), ranged(svc("192.0.2.10:81/tcp", always), "198.51.100.0/24"))
 	steps := func(want lb.Snapshot) []string {
 		fatal(t, d.Shut(t.Context(), want, prune))
 		w.note("the proxier's rules")
@@ -44,17 +44,23 @@ func TestB30_OrderOfWrites(t *testing.T) {
 	expect := []string{
 		"create vipd0", "enable", "sysctl net/ipv4/conf/all/arp_ignore=1", "sysctl net/ipv4/conf/all/arp_announce=2",
 		"create vipd-vip4", "create vipd-masq4", "create vipd-auto4", "create vipd-hair4",
-		"+ vipd-masq4 [192.0.2.10,tcp:81]", "+ vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat", "anchor IPv4",
-		"the proxier's rules", "+ vipd-vip4 [192.0.2.10]", "+ address [192.0.2.10]",
+		"create vipd-allow4", "create vipd-acl4", "create vipd-be4", "create vipd-served4",
+		"+ vipd-masq4 [192.0.2.10,tcp:81]", "+ vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "+ vipd-be4 [10.0.0.11,tcp:80]",
+		"+ vipd-allow4 [192.0.2.10,tcp:81,198.51.100.0/24]", "+ vipd-acl4 [192.0.2.10,tcp:81]",
+		"commit IPv4 mangle", "commit IPv4 filter", "commit IPv4 nat", "anchor IPv4",
+		"the proxier's rules", "+ vipd-served4 [192.0.2.10,tcp:80]", "+ vipd-vip4 [192.0.2.10]", "+ address [192.0.2.10]",
 	}
 	if !slices.Equal(got, expect) {
 		t.Errorf("up:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(expect, "\n"))
 	}
 	got = steps(lb.Snapshot{})
 	expect = []string{
-		"- address [192.0.2.10]", "- vipd-vip4 [192.0.2.10]", "the proxier's rules",
-		"- vipd-masq4 [192.0.2.10,tcp:81]", "- vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "commit IPv4 filter", "commit IPv4 nat", "remove anchor IPv4",
-		"destroy vipd-vip4", "destroy vipd-masq4", "destroy vipd-auto4", "destroy vipd-hair4", "remove",
+		"- vipd-served4 [192.0.2.10,tcp:80]", "- address [192.0.2.10]", "- vipd-vip4 [192.0.2.10]", "the proxier's rules",
+		"- vipd-acl4 [192.0.2.10,tcp:81]", "- vipd-allow4 [192.0.2.10,tcp:81,198.51.100.0/24]",
+		"- vipd-be4 [10.0.0.11,tcp:80]", "- vipd-hair4 [10.0.0.11,tcp:80,10.0.0.11]", "- vipd-masq4 [192.0.2.10,tcp:81]",
+		"commit IPv4 mangle", "commit IPv4 filter", "commit IPv4 nat", "remove anchor IPv4",
+		"destroy vipd-vip4", "destroy vipd-masq4", "destroy vipd-auto4", "destroy vipd-hair4",
+		"destroy vipd-allow4", "destroy vipd-acl4", "destroy vipd-be4", "destroy vipd-served4", "remove",
 	}
 	if !slices.Equal(got, expect) {
 		t.Errorf("down:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(expect, "\n"))
@@ -69,7 +75,7 @@ func TestGuardIsRegainedInShut(t *testing.T) {
 	clean(t, d, pair(), prune)
 	w.sh(t, "ipset flush vipd-vip4")
 	fatal(t, d.Shut(t.Context(), lb.Snapshot{}, proxier.How{Fresh: true})) // the start gate: nothing is known yet
-	w.has(t, "entry", "vipd-vip4 192.0.2.10", "vipd-vip6 2001:db8::10", "vipd-masq4 192.0.2.10,tcp:80", "vipd-masq6 2001:db8::10,udp:53")
+	w.has(t, "entry", pairEntries...)
 }
 
 func TestB7_FamiliesFailApart(t *testing.T) {

@@ -127,7 +127,7 @@ func (f *fakeLinks) Delete(ctx context.Context, index int, addrs []netip.Addr) e
 	for _, a := range addrs {
 		if i := f.find(index, netip.PrefixFrom(a, a.BitLen())); i >= 0 {
 			f.addrs = slices.Delete(f.addrs, i, i+1)
-			f.tell(event{Index: index, Address: true})
+			f.tell(event{Index: index, Address: true, Addr: a, Gone: true})
 		}
 	}
 	return nil
@@ -186,13 +186,13 @@ func (f *fakeLinks) find(index int, p netip.Prefix) int {
 
 func (f *fakeLinks) addAddr(a address) {
 	f.addrs = append(f.addrs, a)
-	f.tell(event{Index: a.Link, Address: true})
+	f.tell(event{Index: a.Link, Address: true, Addr: a.Prefix.Addr(), Shaped: a.shaped()})
 }
 
 func (f *fakeLinks) dropAddrs(drop func(address) bool) {
 	f.addrs = slices.DeleteFunc(f.addrs, func(a address) bool {
 		if drop(a) {
-			f.tell(event{Index: a.Link, Address: true})
+			f.tell(event{Index: a.Link, Address: true, Addr: a.Prefix.Addr(), Gone: true})
 			return true
 		}
 		return false

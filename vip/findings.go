@@ -19,18 +19,10 @@ type summary struct {
 
 func (d *Door) summarize() *summary {
 	s := d.state
-	sum := &summary{device: s.device, told: slices.Concat(d.anchorFindings(), d.marks)}
+	sum := &summary{device: s.device, uplinks: s.uplinks, told: slices.Concat(d.anchorFindings(), d.marks)}
 	for i, f := range s.families {
 		sum.used[i] = f.wanted()
 	}
-	addrs, names := s.host.others(d.device)
-	for _, a := range addrs {
-		if ip := a.Prefix.Addr(); ip.Is4() && !ip.IsLoopback() {
-			sum.uplinks = append(sum.uplinks, names[a.Link])
-		}
-	}
-	slices.Sort(sum.uplinks)
-	sum.uplinks = slices.Compact(sum.uplinks)
 	return sum
 }
 

@@ -331,7 +331,7 @@ func TestB70_ARPAnswers(t *testing.T) {
 			clean(t, w.door(t, func(o *Options) { o.ARP = policy }), pair(), prune)
 			lab.Client.SetSysctl(t, "net/ipv4/neigh/eth0/retrans_time_ms", "50")
 			lab.Client.Run(t, "ip", "route", "add", "192.0.2.10/32", "dev", "eth0")
-			_, _, err := ask(t, lab.Client, "192.0.2.10:80", 2*time.Second)
+			_, _, err := ask(t, lab.Client, "192.0.2.10:81", 2*time.Second)
 			if errors.Is(err, syscall.ECONNREFUSED) != answers {
 				t.Errorf("a neighbour asks: %v", err)
 			}

@@ -211,7 +211,7 @@ func TestF95_F96_WatchOnTheKernel(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%s: nothing told", c.damage)
 		}
-		if _, err := d.look(ctx); err != nil { // a look of our own: whatever is still to be told is told by then
+		if _, err := d.look(ctx, &news{all: true}); err != nil { // a look of our own: whatever is still to be told is told by then
 			t.Fatal(err)
 		}
 		for len(drifts) > 0 {

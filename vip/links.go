@@ -99,6 +99,9 @@ type event struct {
 	Index   int
 	Name    string // empty for an address
 	Address bool
+	Addr    netip.Addr // the address, if it is told
+	Gone    bool       // it went; else it came or changed
+	Shaped  bool       // it has the shape of ours
 }
 
 // host is the devices and addresses of this host at one moment.

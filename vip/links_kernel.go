@@ -234,9 +234,25 @@ func (kernelLinks) Watch(ctx context.Context, changed func(event)) error {
 			if !ok {
 				return errEventsLost
 			}
-			changed(event{Index: u.LinkIndex, Address: true})
+			changed(addressEvent(u))
 		}
 	}
+}
+
+// addressEvent reads an event of an address.
+func addressEvent(u netlink.AddrUpdate) event {
+	e := event{Index: u.LinkIndex, Address: true, Gone: !u.NewAddr}
+	ip, ok := netip.AddrFromSlice(u.LinkAddress.IP)
+	if !ok {
+		return e
+	}
+	ones, _ := u.LinkAddress.Mask.Size()
+	e.Addr = ip.Unmap()
+	e.Shaped = address{
+		Prefix: netip.PrefixFrom(e.Addr, ones), HostScope: u.Scope == unix.RT_SCOPE_HOST, Deprecated: u.PreferedLft == 0,
+		Unusable: u.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0,
+	}.shaped()
+	return e
 }
 
 // drainAll waits for the end of a subscription.

@@ -53,6 +53,9 @@ func (p *pass) shut(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 	var errs []error
 	for _, f := range p.s.families {
 		f.err = p.prepare(ctx, f)
+		if f.err == nil {
+			f.err = p.refuseUnserved(ctx, f)
+		}
 		if f.err == nil && p.how.Prune {
 			f.err = p.takeDown(ctx, f)
 		}
@@ -133,12 +136,12 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			for a := range f.addrs.missing { // of this family only
+			for _, a := range f.addrs.missing() { // of this family only
 				failed[a] = err
 			}
 			continue
 		}
-		if !p.how.Prune || f.err != nil {
+		if f.err != nil {
 			continue
 		}
 		if err := p.clear(ctx, f); err != nil {
@@ -158,7 +161,13 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 // putUp puts up the missing VIPs: into the set of the guard, then on the device.
 // It notes those that fail for themselves.
 func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error) error {
-	if len(f.addrs.missing) == 0 && len(f.sets[setVIP].missing) == 0 {
+	if f.standing {
+		if err := p.fill(ctx, f, setServed); err != nil {
+			return err
+		}
+	}
+	missing := f.addrs.missing()
+	if len(missing) == 0 && len(f.sets[setVIP].missing()) == 0 {
 		return nil
 	}
 	if !f.standing { // no VIP without its guard
@@ -166,7 +175,7 @@ func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error
 		if err == nil {
 			err = errors.New("the guard does not stand; it is put in place by the next pass")
 		}
-		for a := range f.addrs.missing {
+		for _, a := range missing {
 			failed[a] = err
 		}
 		return nil
@@ -192,6 +201,12 @@ func (p *pass) endEarly(want lb.Snapshot) {
 	}
 }
 
+// refuseUnserved has the guard refuse at once what a service can no longer take,
+// before its rules go. See chainGuard.
+func (p *pass) refuseUnserved(ctx context.Context, f *family) error {
+	return p.drain(ctx, f, setServed)
+}
+
 // takeDown takes down the VIPs that nobody wants: off the device, then out of
 // the set, so that none is ever up without its guard.
 func (p *pass) takeDown(ctx context.Context, f *family) error {
@@ -203,15 +218,17 @@ func (p *pass) takeDown(ctx context.Context, f *family) error {
 
 // clear removes what no service needs any more.
 func (p *pass) clear(ctx context.Context, f *family) error {
-	if err := p.takeDown(ctx, f); err != nil {
-		return err
+	if p.how.Prune {
+		if err := p.takeDown(ctx, f); err != nil {
+			return err
+		}
 	}
-	for _, i := range helpers {
+	for _, i := range slices.Backward(helpers[:]) {
 		if err := p.drain(ctx, f, i); err != nil {
 			return err
 		}
 	}
-	if f.wanted() || !f.present || f.held || len(f.addrs.have) > 0 {
+	if !p.how.Prune || f.wanted() || !f.present || f.held || f.addrs.holds > 0 {
 		return nil
 	}
 	if err := p.removeRules(ctx, f); err != nil {
@@ -298,8 +315,4 @@ func merged(a, b map[lb.Key]error) map[lb.Key]error {
 	}
 	maps.Copy(a, b)
 	return a
-}
-
-func sortedKeys[E comparable](m map[E]struct{}, compare func(a, b E) int) []E {
-	return slices.SortedFunc(maps.Keys(m), compare)
 }

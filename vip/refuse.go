@@ -76,7 +76,7 @@ func (s *state) refuse(want lb.Snapshot) (lb.Snapshot, map[lb.Key]error) {
 		}
 		s.refused[svc.Key.Addr] = struct{}{}
 		failed[svc.Key] = fmt.Errorf("VIP %s refused: %w", svc.Key.Addr, reason)
-		if _, open := s.family(svc.Key.Addr).addrs.have[svc.Key.Addr]; !open {
+		if !s.family(svc.Key.Addr).addrs.held(svc.Key.Addr) {
 			edit.Delete(svc.Key)
 		}
 	}
@@ -98,7 +98,7 @@ func (s *state) refuse(want lb.Snapshot) (lb.Snapshot, map[lb.Key]error) {
 // address that is reserved now.
 func (s *state) wantsReserved() bool {
 	for a := range s.reserved {
-		if s.family(a).addrs.want[a] > 0 {
+		if s.family(a).addrs.wanted(a) {
 			return true
 		}
 	}

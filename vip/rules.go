@@ -25,6 +25,7 @@ var _ tables = (*netfilter.Tool)(nil)
 
 // The chains of the door.
 const (
+	chainPre     = netfilter.ChainPrefix + "PRE"
 	chainGuard   = netfilter.ChainPrefix + "IN"
 	chainForward = netfilter.ChainPrefix + "FWD"
 	chainPost    = netfilter.ChainPrefix + "POST"
@@ -33,38 +34,17 @@ const (
 
 // skeletons returns the rules of the door, of constant size, in the order in
 // which they are put in place.
-//
-// The guard (chainGuard) sees what is left for the host itself on a VIP, for a
-// packet of a service has another destination by then. Ping is answered. A TCP
-// packet in the middle of a connection that conntrack does not know (its entry
-// was deleted when a drain ended) counts as NEW there and is answered by a RST.
-//
-// The connmark bit is set by the proxier on the connections that a VIP takes.
-// FORWARD lets exactly those pass, whatever its policy is, and only those are
-// masqueraded: neither a host beside the VIPs nor a backend that calls its own
-// address directly is concerned.
-func skeletons(f netfilter.Family, mark uint32, randomFully bool) []netfilter.Skeleton {
-	bit := fmt.Sprintf("0x%x/0x%x", mark, mark)
-	icmp, sctpReject, reject := "icmp", "icmp-proto-unreachable", "icmp-port-unreachable"
-	if f == netfilter.IPv6 {
-		icmp, sctpReject, reject = "ipv6-icmp", "icmp6-adm-prohibited", "icmp6-port-unreachable"
-	}
+func (d *Door) skeletons(f netfilter.Family, randomFully bool) []netfilter.Skeleton {
+	bit := fmt.Sprintf("0x%x/0x%x", d.mark, d.mark)
 	masquerade := "-j MASQUERADE"
 	if randomFully {
 		masquerade += " --random-fully"
 	}
-	vip := "-m set --match-set " + netfilter.SetName(netfilter.SetVIP, f)
-	return []netfilter.Skeleton{{
+	vip := matchSet(netfilter.SetVIP, f)
+	return []netfilter.Skeleton{d.entrance(f), {
 		Table: "filter",
 		Chains: []netfilter.Chain{
-			{Name: chainGuard, Rules: []string{
-				"-p " + icmp + " -j ACCEPT",
-				"-m conntrack --ctstate INVALID -j DROP",
-				"-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
-				"-p tcp -j REJECT --reject-with tcp-reset",
-				"-p sctp -j REJECT --reject-with " + sctpReject,
-				"-j REJECT --reject-with " + reject,
-			}},
+			{Name: chainGuard, Rules: d.guard(f)},
 			{Name: chainForward, Rules: []string{"-j ACCEPT"}},
 		},
 		Jumps: []netfilter.Jump{
@@ -78,13 +58,70 @@ func skeletons(f netfilter.Family, mark uint32, randomFully bool) []netfilter.Sk
 				"-m mark --mark " + bit + " -j " + chainMasq,
 				// The host that calls a VIP of its own has that VIP as its source.
 				vip + " src -m connmark --mark " + bit + " " + masquerade,
-				"-m connmark --mark " + bit + " -m set --match-set " + netfilter.SetName(netfilter.SetHair, f) + " dst,dst,src " + masquerade,
+				"-m connmark --mark " + bit + " " + matchSet(netfilter.SetHair, f) + " dst,dst,src " + masquerade,
 			}},
 			{Name: chainMasq, Rules: []string{
-				fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", mark),
+				fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", d.mark),
 				masquerade,
 			}},
 		},
 		Jumps: []netfilter.Jump{{Base: "POSTROUTING", Rule: "-j " + chainPost}},
 	}}
+}
+
+// entrance is what happens to a packet first (chainPre). Most packets of a host
+// belong to a connection that is established; for them it is one comparison.
+//
+//   - A client that a service does not take is dropped when it begins a connection.
+//     What it has already begun goes on to its end. Calls of this host itself do not
+//     come by here.
+//   - A packet of a backend that conntrack finds invalid (out of window, say) would
+//     go on untranslated: to a client who knows no such peer, or, if the connection
+//     is masqueraded, to this host which does not either. Both would answer by a
+//     RST that ends the connection at the backend.
+func (d *Door) entrance(f netfilter.Family) netfilter.Skeleton {
+	states := "NEW"
+	rules := []string{"-m conntrack --ctstate NEW " + matchSet(netfilter.SetACL, f) + " dst,dst " +
+		"-m set ! --match-set " + netfilter.SetName(netfilter.SetAllow, f) + " dst,dst,src -j DROP"}
+	if d.drop {
+		states = "INVALID,NEW"
+		rules = append(rules, "-m conntrack --ctstate INVALID "+matchSet(netfilter.SetBE, f)+" src,src -j DROP")
+	}
+	return netfilter.Skeleton{
+		Table:  "mangle",
+		Chains: []netfilter.Chain{{Name: chainPre, Rules: rules}},
+		Jumps:  []netfilter.Jump{{Base: "PREROUTING", Rule: "-m conntrack --ctstate " + states + " -j " + chainPre}},
+	}
+}
+
+// guard is the rules for what is left for the host itself on a VIP (chainGuard):
+// a packet of a service has another destination by then. Ping is answered. A TCP
+// packet in the middle of a connection that conntrack does not know (its entry
+// was deleted when a drain ended) counts as NEW there and is answered by a RST.
+//
+// What begins a connection to a service that has a backend was to be translated:
+// somebody flushed the rules. It is dropped, for the client tries again, and by
+// then they are mended. What this host itself sends is refused all the same, as
+// conntrack has it down as untranslated by then: trying again would not help.
+func (d *Door) guard(f netfilter.Family) (rules []string) {
+	icmp, sctpReject, reject := "icmp", "icmp-proto-unreachable", "icmp-port-unreachable"
+	if f == netfilter.IPv6 {
+		icmp, sctpReject, reject = "ipv6-icmp", "icmp6-adm-prohibited", "icmp6-port-unreachable"
+	}
+	rules = append(rules, "-p "+icmp+" -j ACCEPT")
+	if d.drop {
+		rules = append(rules, "-m conntrack --ctstate INVALID -j DROP")
+	}
+	return append(rules,
+		"-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+		"-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j REJECT --reject-with tcp-reset",
+		"! -i lo "+matchSet(netfilter.SetServed, f)+" dst,dst -j DROP",
+		"-p tcp -j REJECT --reject-with tcp-reset",
+		"-p sctp -j REJECT --reject-with "+sctpReject,
+		"-j REJECT --reject-with "+reject,
+	)
+}
+
+func matchSet(set string, f netfilter.Family) string {
+	return "-m set --match-set " + netfilter.SetName(set, f)
 }

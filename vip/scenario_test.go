@@ -35,6 +35,8 @@ var scenarios = map[string]func(*testing.T, *world){
 	"SetOfAnotherTypeFailsItsFamily":            foreignSet,
 	"PlanIsWhatAPassDoes":                       planIsPass,
 	"B25_B26_SetsSayWhoIsMasqueraded":           masqueradeSets,
+	"B21_ClientRangesChangeInOrder":             clientRanges,
+	"B17_ServedServicesAreKnownToTheGuard":      servedServices,
 	"B70_F104_ARPSettings":                      arpSettingsKept,
 	"F148_OthersThatUseTheMarkAreFound":         markCollision,
 	"F103_DeviceGoesBetweenShutAndOpen":         deviceGoesMeanwhile,
@@ -59,20 +61,25 @@ func pair() lb.Snapshot {
 	return services(svc("192.0.2.10:80/tcp", always, "10.0.0.11:8080"), svc("[2001:db8::10]:53/udp", always, "[fd00::11]:53"))
 }
 
+// pairEntries is what the sets hold for pair.
+var pairEntries = []string{"vipd-vip4 192.0.2.10", "vipd-vip6 2001:db8::10", "vipd-masq4 192.0.2.10,tcp:80", "vipd-masq6 2001:db8::10,udp:53",
+	"vipd-served4 192.0.2.10,tcp:80", "vipd-served6 2001:db8::10,udp:53", "vipd-be4 10.0.0.11,tcp:8080"}
+
 func vipsIfWanted(t *testing.T, w *world) {
 	d := w.door(t)
 	clean(t, d, pair(), prune)
 	w.has(t, "address", "192.0.2.10/32 dev vipd0 shaped=true", "2001:db8::10/128 dev vipd0 shaped=true")
 	w.has(t, "device", "vipd0 ours=true up=true arp=false")
-	w.has(t, "entry", "vipd-vip4 192.0.2.10", "vipd-vip6 2001:db8::10", "vipd-masq4 192.0.2.10,tcp:80", "vipd-masq6 2001:db8::10,udp:53")
-	w.has(t, "jump", "IPv4 filter INPUT 0 VIPD-IN", "IPv4 filter FORWARD 0 VIPD-FWD", "IPv4 nat POSTROUTING 0 VIPD-POST",
+	w.has(t, "entry", pairEntries...)
+	w.has(t, "jump", "IPv4 mangle PREROUTING 0 VIPD-PRE", "IPv6 mangle PREROUTING 0 VIPD-PRE", "IPv4 filter INPUT 0 VIPD-IN", "IPv4 filter FORWARD 0 VIPD-FWD", "IPv4 nat POSTROUTING 0 VIPD-POST",
 		"IPv6 filter INPUT 0 VIPD-IN", "IPv6 filter FORWARD 0 VIPD-FWD", "IPv6 nat POSTROUTING 0 VIPD-POST")
 	w.quiet(t, d, pair())
 
 	clean(t, d, services(svc("192.0.2.11:80/tcp", always)), prune)
 	w.has(t, "address", "192.0.2.11/32 dev vipd0 shaped=true")
 	w.has(t, "entry", "vipd-vip4 192.0.2.11", "vipd-masq4 192.0.2.11,tcp:80")
-	w.has(t, "set", "vipd-auto4 hash:ip,port,net IPv4", "vipd-hair4 hash:ip,port,ip IPv4", "vipd-masq4 hash:ip,port IPv4", "vipd-vip4 hash:ip IPv4")
+	w.has(t, "set", "vipd-auto4 hash:ip,port,net IPv4", "vipd-hair4 hash:ip,port,ip IPv4", "vipd-masq4 hash:ip,port IPv4", "vipd-vip4 hash:ip IPv4",
+		"vipd-acl4 hash:ip,port IPv4", "vipd-allow4 hash:ip,port,net IPv4", "vipd-be4 hash:ip,port IPv4", "vipd-served4 hash:ip,port IPv4")
 }
 
 func foreignAddresses(t *testing.T, w *world) {
@@ -131,7 +138,7 @@ func smallChange(t *testing.T, w *world) {
 	clean(t, d, services(list...), prune)
 	w.taken()
 	clean(t, d, services(append(list[1:], svc("192.0.2.99:80/tcp", always))...), prune)
-	want := []string{"+ vipd-masq4 [192.0.2.99,tcp:80]", "- address [192.0.2.1]", "- vipd-vip4 [192.0.2.1]",
+	want := []string{"+ vipd-masq4 [192.0.2.99,tcp:80]", "- vipd-served4 [192.0.2.1,tcp:80]", "- address [192.0.2.1]", "- vipd-vip4 [192.0.2.1]",
 		"+ vipd-vip4 [192.0.2.99]", "+ address [192.0.2.99]", "- vipd-masq4 [192.0.2.1,tcp:80]"}
 	if got := w.taken(); !slices.Equal(got, want) {
 		t.Errorf("writes:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -169,14 +176,14 @@ func deviceFlushed(t *testing.T, w *world) {
 
 func rulesRepaired(t *testing.T, w *world) {
 	d := w.door(t)
-	want := services(svc("192.0.2.10:80/tcp", always), svc("192.0.2.10:81/tcp", never, "10.0.0.11:80"))
+	want := services(svc("192.0.2.10:80/tcp", always), ranged(svc("192.0.2.10:81/tcp", never, "10.0.0.11:80"), "198.51.100.0/24"))
 	clean(t, d, want, prune)
 	before := w.dump(t)
 	for _, damage := range []string{
 		"iptables -t filter -D INPUT 1", "iptables -t filter -D FORWARD 1", "iptables -t nat -D POSTROUTING 1",
-		"iptables -t filter -F VIPD-IN", "iptables -t nat -F VIPD-MASQ", "iptables -t filter -D VIPD-IN 1",
+		"iptables -t filter -F VIPD-IN", "iptables -t mangle -F VIPD-PRE", "iptables -t mangle -D PREROUTING 1", "iptables -t nat -F VIPD-MASQ", "iptables -t filter -D VIPD-IN 1",
 		"iptables -t filter -I VIPD-IN 1 -p tcp -j ACCEPT", "iptables -t filter -I INPUT 1 -j ACCEPT", "iptables -t nat -F POSTROUTING",
-		"ipset flush vipd-vip4", "ipset flush vipd-masq4", "ipset del vipd-hair4 10.0.0.11,tcp:80,10.0.0.11",
+		"ipset flush vipd-vip4", "ipset flush vipd-masq4", "ipset flush vipd-acl4", "ipset flush vipd-allow4", "ipset flush vipd-be4", "ipset flush vipd-served4", "ipset del vipd-hair4 10.0.0.11,tcp:80,10.0.0.11",
 	} {
 		w.sh(t, damage)
 		if slices.Equal(w.dump(t), before) {
@@ -290,11 +297,11 @@ func masqueradeSets(t *testing.T, w *world) {
 		"vipd-hair4 10.0.9.9,tcp:8080,10.0.9.9",
 		"vipd-auto4 192.0.2.4,udp:80,10.0.0.0/24", "vipd-auto4 192.0.2.4,udp:80,10.0.0.0/16", "vipd-auto4 192.0.2.5,tcp:80,10.0.0.0/16",
 	}, halves("vipd-auto4 192.0.2.4,udp:80"), halves("vipd-auto4 192.0.2.5,tcp:80"))
-	w.has(t, "entry", want...)
+	w.holds(t, []string{"vip", "masq", "hair", "auto"}, want...)
 
 	w.sh(t, "ip addr del 10.0.0.2/16 dev nic0\nip addr del 0.0.0.9/0 dev nic0") // subnets come and go
 	clean(t, d, services(list[2:]...), fresh)
-	w.has(t, "entry", "vipd-vip4 192.0.2.3", "vipd-vip4 192.0.2.4", "vipd-vip4 192.0.2.5",
+	w.holds(t, []string{"vip", "masq", "hair", "auto"}, "vipd-vip4 192.0.2.3", "vipd-vip4 192.0.2.4", "vipd-vip4 192.0.2.5",
 		"vipd-hair4 10.0.0.11,tcp:8080,10.0.0.11", "vipd-hair4 10.0.0.11,udp:8080,10.0.0.11", "vipd-hair4 10.0.9.9,tcp:8080,10.0.9.9",
 		"vipd-auto4 192.0.2.4,udp:80,10.0.0.0/24")
 	w.quiet(t, d, services(list[2:]...))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -34,7 +35,7 @@ func (p *pass) createSets(ctx context.Context, f *family) error {
 
 // fill adds what a set of the family lacks.
 func (p *pass) fill(ctx context.Context, f *family, i int) error {
-	return p.add(ctx, f, i, sortedKeys(f.sets[i].missing, netfilter.Entry.Compare))
+	return p.add(ctx, f, i, f.sets[i].missing())
 }
 
 // regain puts VIPs that are up, wanted or not, back into the set of the guard, if
@@ -44,9 +45,8 @@ func (p *pass) regain(ctx context.Context, f *family) error {
 		return nil // without its set the guard is made anew, before any VIP is put up
 	}
 	var lost []netfilter.Entry
-	for a := range f.addrs.have {
-		e := netfilter.Entry{Addr: a}
-		if _, guarded := f.sets[setVIP].have[e]; !guarded {
+	for a := range f.addrs.allHeld() {
+		if e := (netfilter.Entry{Addr: a}); !f.sets[setVIP].held(e) {
 			lost = append(lost, e)
 		}
 	}
@@ -68,9 +68,16 @@ func (p *pass) add(ctx context.Context, f *family, i int, entries []netfilter.En
 	return nil
 }
 
-// drain removes what a set of the family holds and nobody wants.
+// drain removes what a set of the family holds and nobody wants. Before anything
+// may be removed that is only what a service that is wanted has no use for any
+// more: its ranges are narrowed, say.
 func (p *pass) drain(ctx context.Context, f *family, i int) error {
-	set, entries := f.set(i), sortedKeys(f.sets[i].surplus, netfilter.Entry.Compare)
+	set, entries := f.set(i), f.sets[i].surplus()
+	if !p.how.Prune {
+		entries = slices.DeleteFunc(entries, func(e netfilter.Entry) bool {
+			return !ofService(i) || p.s.seen.Get(lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}) == nil
+		})
+	}
 	if len(entries) == 0 {
 		return nil
 	}
@@ -96,10 +103,10 @@ func entryChanges(op proxier.Op, set netfilter.Set, i int, entries []netfilter.E
 
 // objectOf says to what an entry belongs, as people look for it in a plan.
 func objectOf(set netfilter.Set, i int, e netfilter.Entry) string {
-	switch i {
-	case setVIP:
+	if i == setVIP {
 		return "VIP " + e.Addr.String()
-	case setMasq, setAuto:
+	}
+	if ofService(i) {
 		return "service " + lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}.String()
 	}
 	return "set " + set.Name
@@ -153,7 +160,7 @@ func (p *pass) ensureRules(ctx context.Context, f *family) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range skeletons(f.Family, p.d.mark, t.HasRandomFully()) {
+	for _, s := range p.d.skeletons(f.Family, t.HasRandomFully()) {
 		r, err := t.PlanSkeleton(ctx, s, p.d.seen[index(f.Family)])
 		if err != nil {
 			return err
@@ -174,7 +181,7 @@ func (p *pass) removeRules(ctx context.Context, f *family) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range skeletons(f.Family, p.d.mark, t.HasRandomFully()) {
+	for _, s := range p.d.skeletons(f.Family, t.HasRandomFully()) {
 		have, err := t.Read(ctx, s.Table)
 		if err != nil {
 			return err

@@ -120,7 +120,7 @@ func (f *fakeLinks) ip(words []string) error {
 	case "addr change":
 		i := f.find(named(arg("dev")).Index, netip.MustParsePrefix(words[2]))
 		f.addrs[i].Deprecated = false
-		f.tell(event{Index: f.addrs[i].Link, Address: true})
+		f.tell(event{Index: f.addrs[i].Link, Address: true, Addr: f.addrs[i].Prefix.Addr()})
 	case "addr flush":
 		dev := named(arg("dev")).Index
 		f.dropAddrs(func(a address) bool { return a.Link == dev })

@@ -1,7 +1,6 @@
 package vip
 
 import (
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -17,11 +16,13 @@ type state struct {
 	seen     lb.Snapshot // what the tallies want
 	prefixes []netip.Prefix
 	autos    int                     // services with masquerade auto
+	invalid  bool                    // invalid packets of backends are dropped
 	refused  map[netip.Addr]struct{} // VIPs of services that this host must not take
 	families [2]*family
 
 	linksKnown bool
-	host       host // as last read
+	host       host // as last read, see reading
+	uplinks    []string
 	device     link // the zero link: there is none
 	reserved   map[netip.Addr]error
 	misshapen  map[netip.Addr]address // VIP-like addresses on the device whose shape is not ours
@@ -31,8 +32,8 @@ type state struct {
 // The families fail apart.
 type family struct {
 	netfilter.Family
-	addrs *tally[netip.Addr]         // on the device
-	sets  [4]*tally[netfilter.Entry] // by the indices below
+	addrs *tally[netip.Addr] // on the device
+	sets  [len(setKinds)]members
 
 	known    bool // the sets were read
 	present  bool // there are sets of ours in the kernel; they are made first and removed last
@@ -41,44 +42,23 @@ type family struct {
 	err      error
 }
 
-// The sets of a family.
-const (
-	setVIP = iota
-	setMasq
-	setAuto
-	setHair
-)
-
-// helpers are the sets that must be right before the rules that name them.
-var helpers = [...]int{setMasq, setAuto, setHair}
-
-var setKinds = [...]struct {
-	name string
-	kind netfilter.SetType
-}{
-	setVIP:  {netfilter.SetVIP, netfilter.HashIP},
-	setMasq: {netfilter.SetMasq, netfilter.HashIPPort},
-	setAuto: {netfilter.SetAuto, netfilter.HashIPPortNet},
-	setHair: {netfilter.SetHair, netfilter.HashIPPortIP},
-}
-
 // set returns one of the sets of the family.
 func (f *family) set(i int) netfilter.Set {
 	return netfilter.Set{Name: netfilter.SetName(setKinds[i].name, f.Family), Type: setKinds[i].kind, Family: f.Family}
 }
 
 // wanted reports whether a service of the family is wanted.
-func (f *family) wanted() bool { return len(f.addrs.want) > 0 }
+func (f *family) wanted() bool { return f.addrs.wants > 0 }
 
 // forget makes the next pass read all of the family.
 func (f *family) forget() { f.known, f.standing = false, false }
 
-func newState() *state {
-	s := &state{}
+func newState(invalid bool) *state {
+	s := &state{invalid: invalid}
 	for i, f := range netfilter.Families {
-		s.families[i] = &family{Family: f, addrs: newTally[netip.Addr]()}
-		for j := range s.families[i].sets {
-			s.families[i].sets[j] = newTally[netfilter.Entry]()
+		s.families[i] = &family{Family: f, addrs: newTally(netip.Addr.Compare)}
+		for j, kind := range setKinds {
+			s.families[i].sets[j] = newMembers(kind.kind)
 		}
 	}
 	return s
@@ -138,63 +118,6 @@ func (s *state) connect(prefixes []netip.Prefix) {
 		f := s.family(svc.Key.Addr)
 		for e := range autoEntries(svc, prefixes) {
 			f.sets[setAuto].count(e, +1)
-		}
-	}
-}
-
-// count counts all that a service wants, once more or once less.
-func (s *state) count(svc *lb.Service, by int) {
-	f := s.family(svc.Key.Addr)
-	f.addrs.count(svc.Key.Addr, by)
-	f.sets[setVIP].count(netfilter.Entry{Addr: svc.Key.Addr}, by)
-	switch svc.Masquerade {
-	case lb.MasqueradeAlways:
-		f.sets[setMasq].count(netfilter.Entry{Addr: svc.Key.Addr, Protocol: svc.Key.Protocol, Port: svc.Key.Port}, by)
-	case lb.MasqueradeAuto:
-		s.autos += by
-	}
-	for e := range autoEntries(svc, s.prefixes) {
-		f.sets[setAuto].count(e, by)
-	}
-	for e := range hairEntries(svc) {
-		f.sets[setHair].count(e, by)
-	}
-}
-
-// autoEntries yields, for a service with masquerade auto, its VIP:port with each
-// connected subnet that holds one of its backends: clients there would get the
-// backend's answer directly, past the translation.
-func autoEntries(svc *lb.Service, prefixes []netip.Prefix) iter.Seq[netfilter.Entry] {
-	return func(yield func(netfilter.Entry) bool) {
-		if svc.Masquerade != lb.MasqueradeAuto {
-			return
-		}
-		for _, p := range prefixes {
-			if !slices.ContainsFunc(svc.Backends, func(b lb.Backend) bool { return p.Contains(b.Addr.Addr()) }) {
-				continue
-			}
-			for _, part := range netfilter.SplitNet(p) {
-				if !yield(netfilter.Entry{Addr: svc.Key.Addr, Protocol: svc.Key.Protocol, Port: svc.Key.Port, Net: part}) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// hairEntries yields, for a service that is not always masqueraded, each backend
-// as the client of itself. Services share these entries.
-func hairEntries(svc *lb.Service) iter.Seq[netfilter.Entry] {
-	return func(yield func(netfilter.Entry) bool) {
-		if svc.Masquerade == lb.MasqueradeAlways {
-			return
-		}
-		for _, b := range svc.Backends {
-			a := b.Addr.Addr()
-			e := netfilter.Entry{Addr: a, Protocol: svc.Key.Protocol, Port: b.Addr.Port(), Net: netip.PrefixFrom(a, a.BitLen())}
-			if !yield(e) {
-				return
-			}
 		}
 	}
 }

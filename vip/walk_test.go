@@ -13,6 +13,14 @@ import (
 
 // randomService is one of a few hundred services that share VIPs and backends.
 func randomService(r *rand.Rand) *lb.Service {
+	s := randomBackends(r)
+	for range r.IntN(4) - 1 {
+		s = ranged(s, fmt.Sprintf("10.%d.0.0/%d", r.IntN(3), 14+r.IntN(3)), fmt.Sprintf("fd00:%d::/%d", r.IntN(3), 1+r.IntN(40)))
+	}
+	return s
+}
+
+func randomBackends(r *rand.Rand) *lb.Service {
 	masq := []lb.Masquerade{always, never, auto}[r.IntN(3)]
 	port, proto := 80+r.IntN(3), []string{"tcp", "udp"}[r.IntN(2)]
 	n := r.IntN(3)
@@ -94,7 +102,9 @@ func damage(t *testing.T, w *world, r *rand.Rand) {
 	for _, d := range []struct{ needs, command string }{
 		{"device vipd0", "ip link del vipd0"}, {"device vipd0", "ip link set vipd0 down"}, {"device vipd0", "ip addr flush dev vipd0"},
 		{"jump IPv4 filter INPUT", "iptables -t filter -D INPUT 1"}, {"chain IPv6 nat VIPD-POST", "ip6tables -t nat -F VIPD-POST"},
-		{"set vipd-masq4", "ipset flush vipd-masq4"}, {"set vipd-hair6", "ipset flush vipd-hair6"},
+		{"set vipd-masq4", "ipset flush vipd-masq4"},
+		{"set vipd-acl4", "ipset flush vipd-acl4"}, {"set vipd-allow6", "ipset flush vipd-allow6"}, {"set vipd-served4", "ipset flush vipd-served4"},
+		{"chain IPv4 mangle VIPD-PRE", "iptables -t mangle -F VIPD-PRE"}, {"set vipd-hair6", "ipset flush vipd-hair6"},
 	} {
 		if r.IntN(3) == 0 && there(d.needs) {
 			w.sh(t, d.command)

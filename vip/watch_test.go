@@ -133,7 +133,7 @@ func TestWatchDoesNotCountOurOwnWrites(t *testing.T) {
 			t.Errorf("told %v", told)
 		}
 		clean(t, d, services(svc("192.0.2.11:80/tcp", auto, "10.3.0.1:80")), prune)
-		w.has(t, "entry", "vipd-vip4 192.0.2.11", "vipd-auto4 192.0.2.11,tcp:80,10.3.0.0/16", "vipd-hair4 10.3.0.1,tcp:80,10.3.0.1")
+		w.holds(t, []string{"vip", "hair", "auto"}, "vipd-vip4 192.0.2.11", "vipd-auto4 192.0.2.11,tcp:80,10.3.0.0/16", "vipd-hair4 10.3.0.1,tcp:80,10.3.0.1")
 	})
 }
 

@@ -60,7 +60,7 @@ func (w *world) sh(t *testing.T, lines string) {
 // door returns a new Door, as after a restart of the daemon.
 func (w *world) door(t *testing.T, change ...func(*Options)) *Door {
 	t.Helper()
-	o := Options{Log: slog.New(slog.DiscardHandler), kernel: w.recording()}
+	o := Options{DropInvalid: true, Log: slog.New(slog.DiscardHandler), kernel: w.recording()}
 	for _, c := range change {
 		c(&o)
 	}
@@ -134,7 +134,7 @@ func (w *world) dump(t *testing.T) []string {
 		if err != nil {
 			continue
 		}
-		for _, name := range []string{"filter", "nat"} {
+		for _, name := range []string{"filter", "mangle", "nat"} {
 			table, err := tool.Read(ctx, name)
 			fatal(t, err)
 			out = append(out, dumpTable(f, table)...)
@@ -180,6 +180,23 @@ func (w *world) has(t *testing.T, kind string, want ...string) {
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		t.Fatalf("%s:\n%s\nwant:\n%s", kind, strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// holds fails the test unless some sets, of both families, have exactly these
+// entries.
+func (w *world) holds(t *testing.T, sets []string, want ...string) {
+	t.Helper()
+	var got []string
+	for _, line := range w.dump(t) {
+		words := strings.Fields(line)
+		if words[0] == "entry" && slices.ContainsFunc(sets, func(s string) bool { return words[1][:len(words[1])-1] == netfilter.SetPrefix+s }) {
+			got = append(got, words[1]+" "+words[2])
+		}
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Fatalf("entries:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -233,7 +250,7 @@ func (w *world) quiet(t *testing.T, d *Door, want lb.Snapshot) {
 		"again":  func() { clean(t, d, want, prune) },
 		"resync": func() { clean(t, d, want, fresh) },
 		"restart": func() {
-			clean(t, w.door(t, func(o *Options) { o.Device, o.Mark, o.ARP = d.device, d.mark, d.arp }), want, prune)
+			clean(t, w.door(t, func(o *Options) { o.Device, o.Mark, o.ARP, o.DropInvalid = d.device, d.mark, d.arp, d.drop }), want, prune)
 		},
 	} {
 		w.taken()
@@ -265,6 +282,15 @@ func svc(key string, masq lb.Masquerade, backends ...string) *lb.Service {
 	for _, b := range backends {
 		s.Backends = append(s.Backends, lb.Backend{Addr: netip.MustParseAddrPort(b), Weight: 1})
 	}
+	return s
+}
+
+// ranged gives a service its ranges of clients.
+func ranged(s *lb.Service, prefixes ...string) *lb.Service {
+	for _, p := range prefixes {
+		s.Clients = append(s.Clients, netip.MustParsePrefix(p))
+	}
+	s.Clients = lb.NormalizeClients(s.Clients)
 	return s
 }
 

@@ -111,6 +111,8 @@ func doorOptions(cfg *config.Config, log *slog.Logger) vip.Options {
 		Mark:   cfg.Proxy.Mark,
 		ARP:    vip.ARP(cfg.VIP.ARP),
 		Log:    log.With("part", "vip"),
+
+		DropInvalid: cfg.Proxy.DropInvalid,
 	}
 }
 

@@ -55,10 +55,14 @@ const DefaultMark = 0x2000
 
 // The names of the sets, without the family. See SetName.
 const (
-	SetVIP  = "vip"  // hash:ip            every VIP in use
-	SetMasq = "masq" // hash:ip,port       VIP:ports with masquerade always
-	SetAuto = "auto" // hash:ip,port,net   VIP:ports with masquerade auto, and the clients it is for
-	SetHair = "hair" // hash:ip,port,ip    backend, its port, backend: a backend that calls itself
+	SetVIP    = "vip"    // hash:ip            every VIP in use
+	SetMasq   = "masq"   // hash:ip,port       VIP:ports with masquerade always
+	SetAuto   = "auto"   // hash:ip,port,net   VIP:ports with masquerade auto, and the clients it is for
+	SetHair   = "hair"   // hash:ip,port,ip    backend, its port, backend: a backend that calls itself
+	SetACL    = "acl"    // hash:ip,port       VIP:ports that take only some clients
+	SetAllow  = "allow"  // hash:ip,port,net   VIP:ports with the clients that they take
+	SetBE     = "be"     // hash:ip,port       backends: packets from there belong to flows of ours
+	SetServed = "served" // hash:ip,port       VIP:ports that have a backend to translate to
 )
 
 // SetName returns the name of a set in the kernel: "vipd-vip4".
