@@ -74,8 +74,17 @@ func (p *parser) longBackend(e *entry, n node) {
 		w, ok := n.integer(0, 65535)
 		return uint16(w), ok //nolint:gosec // in range if ok
 	}, &b.weight)
-	optional(n, "state", oneOf(lb.Active, lb.Draining, lb.Disabled), &b.state)
+	optional(n, "state", readState, &b.state)
 	e.add(address, b, ok)
+}
+
+func readState(n node) (lb.AdminState, bool) {
+	w, ok := n.word(lb.Active.String(), lb.Draining.String(), lb.Disabled.String())
+	if !ok {
+		return 0, false
+	}
+	state, err := lb.ParseAdminState(w)
+	return state, err == nil
 }
 
 func readAddress(n node) (backend, bool) {

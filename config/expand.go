@@ -231,7 +231,13 @@ func (e *entry) specs() []*lb.Spec {
 
 // backendsFor returns the backends of a VIP: those of its family.
 func (e *entry) backendsFor(vip netip.Addr, port uint16) []lb.BackendSpec {
-	var specs []lb.BackendSpec
+	n := 0
+	for _, b := range e.backends {
+		if b.v.addr.Is4() == vip.Is4() {
+			n++
+		}
+	}
+	specs := make([]lb.BackendSpec, 0, n)
 	for _, b := range e.backends {
 		if b.v.addr.Is4() != vip.Is4() {
 			continue

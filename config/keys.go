@@ -132,7 +132,7 @@ func readPath(n node) (string, bool) {
 		n.fail(`%s is not an absolute path in its shortest form; write it like "/var/lib/vipd"`, quote(s))
 		return "", false
 	}
-	return s, true
+	return strings.Clone(s), true
 }
 
 // maxSocketPath is the size of sun_path without its final NUL: unix(7).
@@ -160,7 +160,7 @@ func readDevice(n node) (string, bool) {
 		n.fail("%s cannot be the name of the device; use 1 to 15 of A-Z a-z 0-9 . _ - that name no other link", quote(s))
 		return "", false
 	}
-	return s, true
+	return strings.Clone(s), true
 }
 
 // markText is one spelling of a number: C's octal would only mislead.

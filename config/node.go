@@ -205,14 +205,19 @@ func (n node) duration(low, high time.Duration) (time.Duration, bool) {
 	return d, true
 }
 
-// word reads one of some words.
+// word reads one of some words. It returns the known one, since that of the file
+// would keep all of the file in memory.
 func (n node) word(words ...string) (string, bool) {
 	s, ok := n.text()
-	if ok && !slices.Contains(words, s) {
+	if !ok {
+		return "", false
+	}
+	i := slices.Index(words, s)
+	if i < 0 {
 		n.fail("%s is not known here; %s", quote(s), suggest(s, words))
 		return "", false
 	}
-	return s, ok
+	return words[i], true
 }
 
 // typeOf names the type of a decoded value.

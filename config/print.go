@@ -163,7 +163,7 @@ func writeBackends(b *strings.Builder, backends []lb.BackendSpec) {
 	}
 	for _, be := range long {
 		fmt.Fprintf(b, "\n[[service.backend]]\naddress = %s\nweight = %d\nstate = %s\n",
-			showText(showBackend(be.Addr)), be.Weight, showText(be.State))
+			showText(showBackend(be.Addr)), be.Weight, showText(be.State.String()))
 	}
 }
 

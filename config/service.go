@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"regexp"
+	"strings"
 	"time"
 
 	"vipd/lb"
@@ -151,7 +152,7 @@ func readName(n node) (string, bool) {
 		n.fail("%s cannot be the name of a service; use 1 to 63 of A-Z a-z 0-9 . _ -", quote(s))
 		return "", false
 	}
-	return s, ok
+	return strings.Clone(s), ok // not a piece of the whole file
 }
 
 func readPort(n node) (uint16, bool) {

@@ -19,23 +19,31 @@ import (
 // shuffle its answers. The others are returned as rejections. What is returned may
 // be specs itself.
 func (l *ledger) intern(specs []*lb.Spec) ([]*lb.Spec, []Rejection) {
-	if kept, inOrder := l.adopt(specs); inOrder {
+	if kept, inOrder := intern(l.services, specs); inOrder {
 		return kept, nil
 	}
 	sorted, doubles := l.sort(specs)
-	kept, _ := l.adopt(sorted)
-	return kept, doubles
+	return Intern(l.services, sorted), doubles
 }
 
-// adopt is intern for specs in order; it reports whether they are.
-func (l *ledger) adopt(specs []*lb.Spec) (kept []*lb.Spec, inOrder bool) {
-	kept, own := specs, false
-	inOrder = compare(l.services, specs, func(at int, before, after *lb.Spec) {
+// Intern returns now with the pointers of old where the values are the same, so
+// that one of them is enough in memory. Both have to be sorted by Key, no Key twice;
+// a now that is not is returned as it is.
+func Intern(old, now []*lb.Spec) []*lb.Spec {
+	if kept, inOrder := intern(old, now); inOrder {
+		return kept
+	}
+	return now
+}
+
+func intern(old, now []*lb.Spec) (kept []*lb.Spec, inOrder bool) {
+	kept, own := now, false
+	inOrder = compare(old, now, func(at int, before, after *lb.Spec) {
 		if before == nil || after == nil || !before.Equal(after) {
 			return
 		}
 		if !own {
-			kept, own = slices.Clone(specs), true
+			kept, own = slices.Clone(now), true
 		}
 		kept[at] = before
 	})

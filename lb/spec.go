@@ -38,17 +38,7 @@ const (
 	MasqueradeAuto   Masquerade = "auto"  // only clients on the connected subnet of a backend
 )
 
-// AdminState is what the operator wants of a backend.
-type AdminState string
-
-// The admin states. A disabled backend is as if it were not listed.
-const (
-	Active   AdminState = "active"
-	Draining AdminState = "draining"
-	Disabled AdminState = "disabled"
-)
-
-// BackendSpec is a backend as a source describes it.
+// BackendSpec is a backend as a source describes it. There are many: it is small.
 type BackendSpec struct {
 	Addr   netip.AddrPort `json:"addr"`
 	Weight uint16         `json:"weight"` // 0: keeps its connections, gets no new ones, without a deadline
@@ -86,7 +76,7 @@ func (s *Spec) Equal(o *Spec) bool {
 // was, so that a store that shuffles its answers causes no change.
 func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
 	slices.SortFunc(s.Backends, func(a, b BackendSpec) int {
-		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(b.Weight, a.Weight), compareState(a.State, b.State))
+		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(b.Weight, a.Weight), cmp.Compare(a.State, b.State))
 	})
 	s.Backends = slices.CompactFunc(s.Backends, func(a, b BackendSpec) bool {
 		if a.Addr != b.Addr {
@@ -117,23 +107,6 @@ func NormalizeClients(ranges []netip.Prefix) (clients []netip.Prefix) {
 		clients = append(clients, r)
 	}
 	return clients
-}
-
-// compareState puts the most available state first, and what is no state last.
-func compareState(a, b AdminState) int {
-	return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a, b))
-}
-
-func (s AdminState) rank() int {
-	switch s {
-	case Active:
-		return 0
-	case Draining:
-		return 1
-	case Disabled:
-		return 2
-	}
-	return 3
 }
 
 // SortSpecs sorts specs by Key, in place.

@@ -28,8 +28,8 @@ func TestF12_DuplicateBackends(t *testing.T) {
 			[]BackendSpec{{a, 1, Draining}, {b, 2, Active}}, []netip.AddrPort{a, b}},
 		{"another port is another backend", []BackendSpec{{a, 1, Active}, {addrPort("10.0.0.11:81"), 1, Active}},
 			[]BackendSpec{{a, 1, Active}, {addrPort("10.0.0.11:81"), 1, Active}}, nil},
-		{"states that are none", []BackendSpec{{a, 1, "x"}, {a, 1, "y"}, {a, 1, Disabled}}, []BackendSpec{{a, 1, Disabled}}, []netip.AddrPort{a}},
-		{"only states that are none", []BackendSpec{{a, 1, "y"}, {a, 1, "x"}}, []BackendSpec{{a, 1, "x"}}, []netip.AddrPort{a}},
+		{"states that are none", []BackendSpec{{a, 1, 8}, {a, 1, 9}, {a, 1, Disabled}}, []BackendSpec{{a, 1, Disabled}}, []netip.AddrPort{a}},
+		{"only states that are none", []BackendSpec{{a, 1, 9}, {a, 1, 8}}, []BackendSpec{{a, 1, 8}}, []netip.AddrPort{a}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -118,5 +118,19 @@ func TestSortSpecs(t *testing.T) {
 	}
 	if SortSpecs(got); !slices.Equal(got, want) {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestAdminStateText(t *testing.T) {
+	for state, name := range map[AdminState]string{Active: "active", Draining: "draining", Disabled: "disabled"} {
+		text, err := state.MarshalText()
+		var back AdminState
+		if err != nil || string(text) != name || back.UnmarshalText(text) != nil || back != state {
+			t.Errorf("%s became %s and %s, %v", name, text, back, err)
+		}
+	}
+	var none AdminState
+	if err := none.UnmarshalText([]byte("Active")); err == nil || AdminState(7).String() != "state-7" {
+		t.Errorf("Active was read as %s, %v", none, err)
 	}
 }

@@ -66,6 +66,7 @@ func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.L
 	if d.host, err = newHost(ctx, cfg, log); err != nil {
 		return nil, err
 	}
+	cfg.Services = discovery.Intern(past.accepted[static.Name], cfg.Services)
 	d.static = static.New(cfg.Services, "1")
 	d.hub = discovery.NewHub(log, discovery.Registration{
 		Name: static.Name, Source: d.static, Policy: staticPolicy(cfg), Seed: past.accepted[static.Name],
@@ -129,6 +130,7 @@ func (d *daemon) Reload(ctx context.Context) error {
 		d.mu.Unlock()
 		return err
 	}
+	cfg.Services = discovery.Intern(d.config().Services, cfg.Services) // in memory once
 	revision := d.swap(cfg)
 	d.log.Info("configuration reloaded", "file", d.path, "services", len(cfg.Services))
 	d.hub.SetPolicy(static.Name, staticPolicy(cfg))

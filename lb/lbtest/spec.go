@@ -40,8 +40,10 @@ func backend(word string) lb.BackendSpec {
 		b.Addr = netip.AddrPortFrom(netip.MustParseAddr(name), 8080)
 	}
 	switch rest {
-	case "draining", "disabled":
-		b.State = lb.AdminState(rest)
+	case "draining":
+		b.State = lb.Draining
+	case "disabled":
+		b.State = lb.Disabled
 	default:
 		if _, err := fmt.Sscan(rest, &b.Weight); err != nil {
 			panic(err)
