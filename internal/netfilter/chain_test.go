@@ -57,7 +57,7 @@ func TestBaselineSeesAReplacedRule(t *testing.T) {
 	spelled := append([]string{"-d 192.0.2.1/32 -j A"}, lines[1:]...)
 	b := NewBaseline()
 	for i := range 2 {
-		if !b.Same(c.Name, c.Sum(), 2, spelled) {
+		if !b.Same(c.Name, c.Sum(), 2, listRules(spelled)) {
 			t.Fatalf("reading %d of what was written is taken for drift", i)
 		}
 	}
@@ -68,12 +68,12 @@ func TestBaselineSeesAReplacedRule(t *testing.T) {
 		"flushed":    nil,
 		"other last": append(spelled[:1:1], "-j B"),
 	} {
-		if b.Same(c.Name, c.Sum(), 2, have) {
+		if b.Same(c.Name, c.Sum(), 2, listRules(have)) {
 			t.Errorf("a rule %s is not seen", name)
 		}
 	}
 	changed := Chain{Name: "VIPD-A", Rules: []string{"-d 192.0.2.2 -j A", "-j B"}}
-	if !b.Same(c.Name, changed.Sum(), 2, changed.Lines()) {
+	if !b.Same(c.Name, changed.Sum(), 2, listRules(changed.Lines())) {
 		t.Error("our own next version is taken for drift")
 	}
 }

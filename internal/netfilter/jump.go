@@ -8,23 +8,23 @@ type Jump struct {
 }
 
 // line returns the rule with its checksum, as it is written.
-func (j Jump) line() string { return withSum(j.Rule, j.sum()) }
+func (j Jump) line() string { return withComment(j.Rule, commentMark+j.sum()) }
 
 func (j Jump) sum() string { return Chain{Name: j.Base, Rules: []string{j.Rule}}.Sum() }
 
 // jumpsRight reports whether the first rules of a base chain are the wanted
 // jumps, in order, and whether no other rule there goes to one of our chains.
-func jumpsRight(base []string, want []Jump, ours func(chain string) bool) bool {
+func jumpsRight(base []Mark, want []Jump, ours func(chain string) bool) bool {
 	if len(base) < len(want) {
 		return false
 	}
 	for i, j := range want {
-		if SumOf(base[i]) != j.sum() || Target(base[i]) != Target(j.Rule) {
+		if base[i].Sum != j.sum() || base[i].Target != Target(j.Rule) {
 			return false
 		}
 	}
 	for _, rule := range base[len(want):] {
-		if ours(Target(rule)) {
+		if ours(rule.Target) {
 			return false
 		}
 	}

@@ -37,12 +37,34 @@ func (r Repair) Empty() bool { return len(r.Script) == 0 }
 // Compare returns what has to be done to the table for the Skeleton to stand. A
 // chain that differs is written anew, in place.
 func (s Skeleton) Compare(have Table, seen *Baseline) Repair {
+	return s.CompareListed(have, have.Listing(), seen)
+}
+
+// Stands reports whether nothing has to be done.
+func (s Skeleton) Stands(have Listing, seen *Baseline) bool {
+	for _, c := range s.Chains {
+		if !seen.Same(c.Name, c.Sum(), max(len(c.Rules), 1), have.Own[c.Name]) {
+			return false
+		}
+	}
+	wanted := s.jumpsOf(s.Jumps, slices.Collect(maps.Keys(have.Base)))
+	for base, jumps := range wanted {
+		if !jumpsRight(have.Base[base], jumps, s.has) {
+			return false
+		}
+	}
+	return true
+}
+
+// CompareListed is Compare with a listing that was read beside the text: it says
+// what differs, the text says how what goes is spelt.
+func (s Skeleton) CompareListed(have Table, list Listing, seen *Baseline) Repair {
 	var declare, rules bytes.Buffer
 	var r Repair
 	for _, c := range s.Chains {
 		lines := c.Lines()
 		old, found := have.Own[c.Name]
-		if found && seen.Same(c.Name, c.Sum(), len(lines), old) {
+		if seen.Same(c.Name, c.Sum(), len(lines), list.Own[c.Name]) {
 			continue
 		}
 		r.written = append(r.written, c.Name)
@@ -56,7 +78,7 @@ func (s Skeleton) Compare(have Table, seen *Baseline) Repair {
 			r.Lines = append(r.Lines, Line{Add: true, Text: "-A " + c.Name + " " + line})
 		}
 	}
-	s.compareJumps(have, s.Jumps, &rules, &r)
+	s.compareJumps(have, list, s.Jumps, &rules, &r)
 	r.finish(s.Table, &declare, &rules)
 	return r
 }
@@ -66,7 +88,7 @@ func (s Skeleton) Compare(have Table, seen *Baseline) Repair {
 func (s Skeleton) Removal(have Table) Repair {
 	var rules, remove bytes.Buffer
 	var r Repair
-	s.compareJumps(have, nil, &rules, &r)
+	s.compareJumps(have, have.Listing(), nil, &rules, &r)
 	for _, c := range s.Chains {
 		if old, found := have.Own[c.Name]; found {
 			rules.WriteString("-F " + c.Name + "\n")
@@ -79,26 +101,34 @@ func (s Skeleton) Removal(have Table) Repair {
 	return r
 }
 
-func (s Skeleton) compareJumps(have Table, want []Jump, rules *bytes.Buffer, r *Repair) {
-	ours := func(chain string) bool {
-		return slices.ContainsFunc(s.Chains, func(c Chain) bool { return c.Name == chain })
+func (s Skeleton) compareJumps(have Table, list Listing, want []Jump, rules *bytes.Buffer, r *Repair) {
+	wanted := s.jumpsOf(want, slices.Collect(maps.Keys(have.Base)))
+	for _, base := range slices.Sorted(maps.Keys(wanted)) {
+		if jumpsRight(list.Base[base], wanted[base], s.has) {
+			continue
+		}
+		for _, line := range jumpRepair(base, have.Base[base], wanted[base], s.has) {
+			rules.WriteString(line.script + "\n")
+			r.Lines = append(r.Lines, line.Line)
+		}
 	}
+}
+
+// jumpsOf returns the jumps that each base chain should have.
+func (s Skeleton) jumpsOf(want []Jump, bases []string) map[string][]Jump {
 	wanted := map[string][]Jump{}
-	for base := range have.Base {
+	for _, base := range bases {
 		wanted[base] = nil
 	}
 	for _, j := range want {
 		wanted[j.Base] = append(wanted[j.Base], j)
 	}
-	for _, base := range slices.Sorted(maps.Keys(wanted)) {
-		if jumpsRight(have.Base[base], wanted[base], ours) {
-			continue
-		}
-		for _, line := range jumpRepair(base, have.Base[base], wanted[base], ours) {
-			rules.WriteString(line.script + "\n")
-			r.Lines = append(r.Lines, line.Line)
-		}
-	}
+	return wanted
+}
+
+// has reports whether a chain is one of the Skeleton.
+func (s Skeleton) has(chain string) bool {
+	return slices.ContainsFunc(s.Chains, func(c Chain) bool { return c.Name == chain })
 }
 
 func (r *Repair) removed(chain string, old []string) {
@@ -118,8 +148,8 @@ func (r *Repair) finish(table string, parts ...*bytes.Buffer) {
 	}
 }
 
-// read reads only what the Skeleton is compared with.
-func (s Skeleton) read(ctx context.Context, t *Tool) (Table, error) {
+// names returns the chains that the Skeleton is compared with.
+func (s Skeleton) names() []string {
 	names := map[string]bool{}
 	for _, c := range s.Chains {
 		names[c.Name] = true
@@ -127,7 +157,7 @@ func (s Skeleton) read(ctx context.Context, t *Tool) (Table, error) {
 	for _, base := range baseChains[s.Table] {
 		names[base] = true
 	}
-	return t.ReadChains(ctx, s.Table, slices.Sorted(maps.Keys(names))...)
+	return slices.Sorted(maps.Keys(names))
 }
 
 // baseChains are the base chains that iptables has in a table.
@@ -140,11 +170,21 @@ var baseChains = map[string][]string{
 
 // PlanSkeleton reads the table and returns what EnsureSkeleton would do.
 func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
-	have, err := s.read(ctx, t)
+	since, err := t.Since(ctx, seen.Mark(s.Table), s.Table)
 	if err != nil {
 		return Repair{}, err
 	}
-	return s.Compare(have, seen), nil
+	seen.Take(s.Table, since)
+	names := s.names()
+	list, err := t.List(ctx, s.Table, names...)
+	if err != nil || s.Stands(list, seen) {
+		return Repair{}, err
+	}
+	have, err := t.ReadChains(ctx, s.Table, names...)
+	if err != nil {
+		return Repair{}, err
+	}
+	return s.CompareListed(have, list, seen), nil
 }
 
 // EnsureSkeleton makes the Skeleton stand, in one commit, and returns what it
@@ -165,7 +205,7 @@ func (t *Tool) EnsureSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (
 
 // RemoveSkeleton takes the Skeleton away. It is no error if nothing of it stands.
 func (t *Tool) RemoveSkeleton(ctx context.Context, s Skeleton) (Repair, error) {
-	have, err := s.read(ctx, t)
+	have, err := t.ReadChains(ctx, s.Table, s.names()...)
 	if err != nil {
 		return Repair{}, err
 	}

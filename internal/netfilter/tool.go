@@ -1,6 +1,7 @@
 package netfilter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ type Tool struct {
 	save     string
 	version  version
 	lock     *lockWaits    // of all Tools together
+	ledger   *Ledger       // of all Tools together; nil with the legacy backend
+	poll     *legacyPoll   // of all Tools together; nil with the nft backend
 	busy     chan struct{} // holds one token while a restore runs
 	noise    sync.Map      // by binary: what a run that succeeded complained of last
 }
@@ -57,13 +60,35 @@ func (t *Tool) CommitChains() int {
 // script that the tool or the kernel refuses gives a *RestoreError; any other error
 // leaves open what was applied.
 func (t *Tool) Restore(ctx context.Context, script []byte) error {
-	return t.runRestore(ctx, script, "--noflush")
+	if t.backend == Legacy {
+		if t.poll == nil {
+			return t.runRestore(ctx, script, nil, "--noflush")
+		}
+		return t.poll.write(ctx, func() error { return t.runRestore(ctx, script, nil, "--noflush") })
+	}
+	return t.ledger.write(ctx, func(started func(pid int)) (commitCount, error) {
+		err := t.runRestore(ctx, script, started, "--noflush")
+		return commitsOf(script, err), err
+	})
+}
+
+// commitsOf returns how many of the commits of a script stand.
+func commitsOf(script []byte, err error) commitCount {
+	var refused *RestoreError
+	switch {
+	case err == nil:
+		return countCommits(script)
+	case errors.As(err, &refused) && refused.Line > 0:
+		lines := bytes.SplitAfterN(script, []byte("\n"), refused.Line)
+		return countCommits(bytes.Join(lines[:len(lines)-1], nil))
+	}
+	return unknownCommits
 }
 
 // Test parses a script and checks it as Restore would, without applying it. The
 // kernel is not asked, only what the tool itself knows.
 func (t *Tool) Test(ctx context.Context, script []byte) error {
-	return t.runRestore(ctx, script, "--noflush", "--test")
+	return t.runRestore(ctx, script, nil, "--noflush", "--test")
 }
 
 // run runs one of the binaries, which waits for the lock of x_tables if it needs it.
@@ -71,13 +96,16 @@ func (t *Tool) run(ctx context.Context, path string, args []string, stdin []byte
 	if t.backend == Legacy && path != t.save {
 		return t.runLocked(ctx, path, args, stdin)
 	}
-	return t.runOnce(ctx, path, args, stdin)
+	return t.runOnce(ctx, path, args, stdin, nil)
 }
 
 // runOnce runs one of the binaries. What it complains of although it succeeds is
-// logged, once until it says something else.
-func (t *Tool) runOnce(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error) {
-	out, noise, err := run(ctx, t.options, path, args, stdin)
+// logged, once until it says something else. started, unless it is nil, is called
+// with the process.
+func (t *Tool) runOnce(ctx context.Context, path string, args []string, stdin []byte, started func(pid int)) ([]byte, error) {
+	o := t.options
+	o.started = started
+	out, noise, err := run(ctx, o, path, args, stdin)
 	if err == nil && noise != "" {
 		if before, _ := t.noise.Swap(path, noise); before != noise {
 			t.options.Log.Warn("iptables succeeds and complains", "tool", path, "says", noise)
@@ -86,14 +114,20 @@ func (t *Tool) runOnce(ctx context.Context, path string, args []string, stdin []
 	return out, err
 }
 
-func (t *Tool) runRestore(ctx context.Context, script []byte, args ...string) error {
+func (t *Tool) runRestore(ctx context.Context, script []byte, started func(pid int), args ...string) error {
 	select {
 	case t.busy <- struct{}{}:
 		defer func() { <-t.busy }()
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for another %s: %w", t.restore, context.Cause(ctx))
 	}
-	_, err := t.run(ctx, t.restore, args, script)
+	run := t.run
+	if started != nil {
+		run = func(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error) {
+			return t.runOnce(ctx, path, args, stdin, started)
+		}
+	}
+	_, err := run(ctx, t.restore, args, script)
 	var exit *exitError
 	if errors.As(err, &exit) && !errors.Is(err, ErrPermission) && !exit.temporary() {
 		return newRestoreError(script, exit)

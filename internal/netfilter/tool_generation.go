@@ -15,7 +15,10 @@ import (
 const (
 	nftGetGen = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN
 	nftNewGen = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWGEN
-	nftaGenID = 1 // u32
+
+	nftaGenID   = 1 // u32
+	nftaGenPID  = 2 // u32: the process that committed
+	nftaGenName = 3 // its name
 )
 
 // ErrNoGeneration says that the backend cannot tell whether anybody wrote: whoever
@@ -31,6 +34,17 @@ func (t *Tool) Generation(ctx context.Context) (uint32, error) {
 	if t.backend == Legacy {
 		return 0, ErrNoGeneration
 	}
+	return generation(ctx)
+}
+
+// Since returns what others did to a table of the tool's family after a generation.
+// See Ledger.Since. With the legacy backend nobody knows.
+func (t *Tool) Since(ctx context.Context, mark uint32, table string) (Since, error) {
+	return t.ledger.Since(ctx, mark, t.family, table)
+}
+
+// generation asks the nftables of the network namespace of the calling thread.
+func generation(ctx context.Context) (uint32, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}

@@ -74,7 +74,7 @@ func (t *Tool) runLocked(ctx context.Context, path string, args []string, stdin 
 	began := time.Now()
 	defer t.lock.end()
 	for {
-		out, err := t.runOnce(ctx, path, args, stdin)
+		out, err := t.runOnce(ctx, path, args, stdin, nil)
 		if !lockHeld(err) {
 			return out, err
 		}

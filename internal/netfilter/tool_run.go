@@ -49,7 +49,12 @@ func run(ctx context.Context, o ToolOptions, tool string, args []string, stdin [
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err = cmd.Run()
+	if err = cmd.Start(); err == nil {
+		if o.started != nil {
+			o.started(cmd.Process.Pid)
+		}
+		err = cmd.Wait()
+	}
 	noise = strings.TrimSpace(complaint.String())
 	var exit *exec.ExitError
 	switch {

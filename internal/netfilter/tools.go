@@ -49,6 +49,8 @@ type ToolOptions struct {
 	Dirs     []string      // where the tools are looked for; the system's folders
 	Deadline time.Duration // of a run, without what a big input adds; 30 s
 	Log      *slog.Logger  // slog.Default()
+
+	started func(pid int) // called with the process of a run
 }
 
 func (o ToolOptions) withDefaults() ToolOptions {
@@ -75,6 +77,8 @@ type Tools struct {
 	found   [len(Families)]*Tool
 	missing [len(Families)]error // why there is no Tool
 	lock    *lockWaits
+	ledger  *Ledger     // nft
+	poll    *legacyPoll // legacy
 }
 
 // FindTools finds the tools of a backend; for Auto that of the system's iptables,
@@ -94,10 +98,15 @@ func FindTools(ctx context.Context, o ToolOptions) (*Tools, error) {
 	default:
 		return nil, fmt.Errorf("unknown iptables backend %q; use %q, %q or %q", o.Backend, Auto, NFT, Legacy)
 	}
+	if t.backend == NFT {
+		t.ledger = newLedger()
+	} else {
+		t.poll = newLegacyPoll()
+	}
 	for i, f := range Families {
 		t.found[i], t.missing[i] = findTool(ctx, f, t.backend, o)
 		if t.found[i] != nil {
-			t.found[i].lock = t.lock
+			t.found[i].lock, t.found[i].ledger, t.found[i].poll = t.lock, t.ledger, t.poll
 		}
 	}
 	if t.missing[0] != nil && t.missing[1] != nil {
@@ -127,6 +136,21 @@ func (t *Tools) Tool(f Family) (*Tool, error) {
 	}
 	i := f.index()
 	return t.found[i], t.missing[i]
+}
+
+// Watch calls drift for every change to what is ours in the packet filter that
+// somebody else made: nearly at once with the nft backend, where it also says who
+// did it, within a second with the legacy one. Our own writes do not count. It
+// returns nil when ctx ends. One watch may run at a time.
+func (t *Tools) Watch(ctx context.Context, drift func(Drift)) error {
+	switch {
+	case t == nil:
+		<-ctx.Done()
+		return nil
+	case t.backend == Legacy:
+		return t.poll.watch(ctx, drift)
+	}
+	return watchEvents(ctx, t.ledger, drift)
 }
 
 // systemBackend asks the iptables that the host's administrator uses.

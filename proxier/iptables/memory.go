@@ -102,12 +102,12 @@ func (m *memory) wrote(c commit) {
 // the tree there leads to.
 func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
 	m.have = make(map[string]stamp, len(t.Own))
-	linked := map[lb.Key]bool{}
+	linked, list := map[lb.Key]bool{}, t.Listing()
 	for name, rules := range t.Own {
 		if kindOf(name) == foreign {
 			continue
 		}
-		m.have[name] = m.stampRead(name, rules)
+		m.have[name] = m.stampRead(name, list.Own[name])
 		if kindOf(name) != node {
 			continue
 		}
@@ -121,12 +121,9 @@ func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
 }
 
 // stampRead returns the stamp of a chain as it was read.
-func (m *memory) stampRead(name string, rules []string) stamp {
-	if len(rules) == 0 {
-		return stamp{}
-	}
-	s := stamp{netfilter.SumOf(rules[len(rules)-1]), len(rules)}
-	if !m.seen.Same(name, s.sum, s.lines, rules) {
+func (m *memory) stampRead(name string, c netfilter.Listed) stamp {
+	s := stamp{c.Sum, c.Rules}
+	if !m.seen.Same(name, s.sum, s.lines, c) {
 		return stamp{}
 	}
 	return s

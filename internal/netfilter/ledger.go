@@ -1,0 +1,322 @@
+package netfilter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// Ledger knows who wrote what of the nftables rule set of a network namespace.
+//
+// Each commit to any table, by iptables or nft or over netlink, is one generation of
+// the rule set. The Ledger books them in order:
+//
+//   - Our own: as many as a write has commits. If the rule set is so many generations
+//     further than before the write, nobody else wrote meanwhile.
+//   - Those of others: judged from what the kernel tells of them (Watch). One that
+//     touched what is ours is kept as an incident. All others are nothing to us:
+//     fail2ban may write as often as it likes and nothing is read.
+//   - Those of which nobody knows what they did, because no watch was running or
+//     events were lost, count as an incident in every table.
+//
+// So whoever remembers the generation as of which he knew a table can ask what
+// happened since, at the cost of one message to the kernel (Since). A nil *Ledger
+// knows nothing: with the legacy backend, which has no generations, everything has
+// to be read.
+//
+// Trap: a generation grows before the kernel tells of it, and what it told waits in
+// a socket. A generation that was not judged yet is never taken for nothing.
+type Ledger struct {
+	now  func(context.Context) (uint32, error) // the generation of the rule set
+	busy chan struct{}                         // holds a token while we write
+
+	mu        sync.Mutex
+	begun     bool   // booked and floor are known
+	booked    uint32 // everything up to here is accounted for
+	floor     uint32 // incidents up to here are forgotten
+	incidents []incident
+	writes    []write     // of ours, beyond booked: what came before them is not judged yet
+	writing   *write      // under way
+	held      []news      // told meanwhile
+	tell      func(Drift) // of the watch that runs; nil: none does
+}
+
+// write is a write of ours: it made generations after from, up to to.
+type write struct {
+	from, to uint32
+	pid      uint32 // of the socket that wrote
+	mixed    bool   // somebody else wrote meanwhile: only the pid tells which are ours
+}
+
+// incident is that somebody else touched what is ours, or may have.
+type incident struct {
+	generation uint32
+	place
+	unknown bool // nobody knows what was written
+}
+
+// maxIncidents is how many incidents are kept. Who knew less than the oldest has to
+// read.
+const maxIncidents = 1024
+
+// Since is what happened to a table of one family since a generation.
+type Since struct {
+	Now     uint32   // the generation as of which this is said
+	Unknown bool     // nobody knows: the table has to be read, and may hold anything
+	Chains  []string // which somebody else wrote, made or removed, ours and base chains; "" is the table
+}
+
+// Nothing reports whether nobody else touched the table.
+func (s Since) Nothing() bool { return !s.Unknown && len(s.Chains) == 0 }
+
+func newLedger() *Ledger { return &Ledger{now: generation, busy: make(chan struct{}, 1)} }
+
+// after reports whether generation a is later than b. They are numbers of 32 bits
+// that may wrap.
+func after(a, b uint32) bool { return int32(a-b) > 0 }
+
+// Since returns what others did to a table after a generation; 0 is none. Who reads
+// the table after this call knows it as of Now.
+func (l *Ledger) Since(ctx context.Context, mark uint32, f Family, table string) (Since, error) {
+	if l == nil {
+		return Since{Unknown: true}, ctx.Err()
+	}
+	now, err := l.now(ctx)
+	if err != nil {
+		return Since{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin(now)
+	s := Since{Now: now}
+	l.settle()
+	if after(now, l.booked) {
+		if l.tell != nil { // somebody wrote a moment ago, and the kernel is still telling it
+			s.Unknown = true
+			return s, nil
+		}
+		l.lose(now)
+	}
+	s.Unknown = mark == 0 || after(l.floor, mark)
+	for _, i := range l.incidents {
+		switch {
+		case !after(i.generation, mark):
+		case i.unknown:
+			s.Unknown = true
+		case i.family == f && i.table == table && !slices.Contains(s.Chains, i.chain):
+			s.Chains = append(s.Chains, i.chain)
+		}
+	}
+	return s, nil
+}
+
+// begin starts the books, unless they are begun.
+func (l *Ledger) begin(now uint32) {
+	if !l.begun {
+		l.begun, l.booked, l.floor = true, now, now
+	}
+}
+
+// lose notes that nobody knows what happened up to a generation.
+func (l *Ledger) lose(now uint32) {
+	l.note(incident{generation: now, unknown: true})
+	l.booked, l.writes = now, nil
+}
+
+func (l *Ledger) note(i incident) {
+	if len(l.incidents) == maxIncidents {
+		half := l.incidents[:maxIncidents/2]
+		l.floor = half[len(half)-1].generation
+		l.incidents = slices.Delete(l.incidents, 0, len(half))
+	}
+	l.incidents = append(l.incidents, i)
+}
+
+// errLied is a tool that says that it committed, and did not.
+var errLied = errors.New("it ends with success, but the rule set did not change")
+
+// write makes a write of ours of so many commits, one write at a time, and books
+// it. run calls started with the process that writes, and returns how many of the
+// commits stand.
+func (l *Ledger) write(ctx context.Context, run func(started func(pid int)) (commitCount, error)) error {
+	if l == nil {
+		_, err := run(func(int) {})
+		return err
+	}
+	select {
+	case l.busy <- struct{}{}:
+		defer func() { <-l.busy }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for another write: %w", context.Cause(ctx))
+	}
+	before, err := l.now(ctx)
+	if err != nil {
+		return err
+	}
+	l.open(before)
+	stands, err := run(l.started)
+	now, genErr := l.now(context.WithoutCancel(ctx))
+	if genErr != nil {
+		now, stands = before, unknownCommits
+	}
+	l.book(now, stands)
+	if err == nil && genErr == nil && stands.sure > 0 && now == before {
+		return errLied
+	}
+	return errors.Join(err, genErr)
+}
+
+// open begins a write of ours.
+func (l *Ledger) open(before uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin(before)
+	l.writing = &write{from: before}
+}
+
+func (l *Ledger) started(pid int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.writing.pid = uint32(pid)
+}
+
+// book ends a write of ours. If the commits of it that stand are as many as there
+// are new generations, all of those are ours; or else the watch has to tell.
+func (l *Ledger) book(now uint32, stands commitCount) {
+	l.mu.Lock()
+	w := l.writing
+	l.writing = nil
+	w.to, w.mixed = now, !stands.explain(now-w.from)
+	switch {
+	case w.mixed && l.tell == nil:
+		l.lose(now)
+	case now != w.from:
+		l.writes = append(l.writes, *w)
+	}
+	l.settle()
+	held := l.held
+	l.held = nil
+	l.mu.Unlock()
+	for _, n := range held {
+		l.hear(n)
+	}
+}
+
+// settle books the writes of ours whose turn has come.
+func (l *Ledger) settle() {
+	for len(l.writes) > 0 {
+		switch w := l.writes[0]; {
+		case !after(w.to, l.booked): // all of it is judged
+		case !w.mixed && !after(w.from, l.booked):
+			l.booked = w.to
+		default:
+			return
+		}
+		l.writes = l.writes[1:]
+	}
+}
+
+// hear takes over what the kernel told of one commit, of ours or of others, and
+// tells what is foreign and touches what is ours.
+func (l *Ledger) hear(n news) {
+	l.mu.Lock()
+	drift, tell := l.judge(n), l.tell
+	l.mu.Unlock()
+	if tell != nil && drift.Object != "" {
+		tell(drift)
+	}
+}
+
+func (l *Ledger) judge(n news) (d Drift) {
+	if l.settle(); !after(n.generation, l.booked) {
+		return Drift{}
+	}
+	if l.writing != nil && after(n.generation, l.writing.from) {
+		l.held = append(l.held, n) // ours, most likely; known when the write has ended
+		return Drift{}
+	}
+	if n.generation != l.booked+1 {
+		l.lose(n.generation - 1)
+		d.Object = eventsLost
+	}
+	l.booked = n.generation
+	if len(l.writes) > 0 && after(n.generation, l.writes[0].from) && n.port == l.writes[0].pid {
+		return d
+	}
+	for _, p := range n.places {
+		l.note(incident{generation: n.generation, place: p})
+	}
+	if len(n.places) > 0 {
+		d = n.drift()
+	}
+	return d
+}
+
+// watch begins or ends a watch. What happened while none was running is unknown.
+func (l *Ledger) watch(now uint32, tell func(Drift)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin(now)
+	l.settle()
+	if l.tell = tell; tell != nil && after(now, l.booked) {
+		l.lose(now)
+	}
+}
+
+// recover is called when the kernel had to leave out what it would have told. It
+// tells so only if that matters.
+func (l *Ledger) recover(now uint32) {
+	l.mu.Lock()
+	l.settle()
+	lost, tell := after(now, l.booked), l.tell
+	if l.writing != nil { // a write of ours is what it left out, or is among it
+		lost = after(l.writing.from, l.booked)
+		now = l.writing.from
+	}
+	if lost {
+		l.lose(now)
+	}
+	l.mu.Unlock()
+	if lost && tell != nil {
+		tell(Drift{Object: eventsLost})
+	}
+}
+
+// commitCount is how many generations a write makes.
+type commitCount struct {
+	sure  int // commits that change something
+	maybe int // commits that may find all of it done already
+}
+
+// unknownCommits is that of a write whose outcome is unknown.
+var unknownCommits = commitCount{sure: -1}
+
+// explain reports whether so many generations can be ours alone.
+func (c commitCount) explain(n uint32) bool {
+	return c.sure >= 0 && n >= uint32(c.sure) && n <= uint32(c.sure+c.maybe)
+}
+
+// countCommits counts those of a script of iptables-restore. A rule that is added
+// or deleted is a change, to empty a chain or make one may be none.
+func countCommits(script []byte) (c commitCount) {
+	sure, maybe := false, false
+	for line := range bytes.Lines(script) {
+		switch {
+		case bytes.HasPrefix(line, []byte("COMMIT")):
+			if sure {
+				c.sure++
+			} else if maybe {
+				c.maybe++
+			}
+			sure, maybe = false, false
+		case len(line) > 1 && line[0] == '-' && bytes.IndexByte([]byte("AIDRX"), line[1]) >= 0:
+			sure = true
+		case line[0] == ':', line[0] == '-':
+			maybe = true
+		}
+	}
+	return c
+}

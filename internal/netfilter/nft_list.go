@@ -1,0 +1,199 @@
+package netfilter
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// The tables of the nft backend as the kernel dumps them, over netlink: the text
+// that iptables-save makes of them costs twenty times as much, and a process.
+
+// listAttempts is how often a dump that somebody's commit interrupted is made again
+// before it is taken as it is. What it may lack is then written once more.
+const listAttempts = 5
+
+// List returns what a table holds, or only the named chains of it; then the cost
+// does not grow with the rest. A table or chain that does not exist is missing in
+// the answer. It runs no tool with the nft backend.
+func (t *Tool) List(ctx context.Context, table string, chains ...string) (Listing, error) {
+	if t.backend == Legacy {
+		return t.listText(ctx, table, chains)
+	}
+	return listChains(ctx, t.family, table, chains...)
+}
+
+// listChains is List with the nft backend.
+func listChains(ctx context.Context, f Family, table string, chains ...string) (Listing, error) {
+	l, err := onSocket(func(s *nfSocket) (l Listing, err error) {
+		for range listAttempts {
+			r := newTableReader(f, table)
+			if err = r.read(ctx, s, chains); !errors.Is(err, errInterrupted) {
+				return r.list, err
+			}
+			l = r.list
+		}
+		return l, nil
+	})
+	if err != nil {
+		return Listing{}, fmt.Errorf("reading %s table %s: %w", f, table, err)
+	}
+	return l, nil
+}
+
+// listText lists by way of the text.
+func (t *Tool) listText(ctx context.Context, table string, chains []string) (Listing, error) {
+	read := func() (Table, error) { return t.Read(ctx, table) }
+	if len(chains) > 0 {
+		read = func() (Table, error) { return t.ReadChains(ctx, table, chains...) }
+	}
+	have, err := read()
+	return have.Listing(), err
+}
+
+// tableReader puts a Listing together.
+type tableReader struct {
+	family  Family
+	table   string
+	list    Listing
+	version int // of the rule set, its last 16 bits; -1: not known yet
+
+	chain  string     // to which the rules that come belong
+	own    Listed     // what is known of it, if it is one of ours
+	ofBase bool       // it is a base chain
+	rules  ruleReader // of its rules
+}
+
+func newTableReader(f Family, table string) *tableReader {
+	return &tableReader{family: f, table: table, version: -1, list: Listing{Own: map[string]Listed{}, Base: map[string][]Mark{}}}
+}
+
+// read reads the named chains, or all.
+func (r *tableReader) read(ctx context.Context, s *nfSocket, chains []string) error {
+	if len(chains) == 0 {
+		return errors.Join(r.dump(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, ""), r.putChain),
+			r.dump(ctx, s, r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, ""), r.putRule))
+	}
+	for _, name := range chains {
+		err := r.dump(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, name), r.putChain)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err == nil {
+			err = r.dump(ctx, s, r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, name), r.putRule)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// request asks for the chains or rules of the table. The attributes that name the
+// table and the chain bear the same numbers for rules; a chain has its handle
+// between them.
+func (r *tableReader) request(kind, flags uint16, chain string) message {
+	m := nftMessage(kind, flags, r.family)
+	m.text(unix.NFTA_RULE_TABLE, r.table)
+	switch {
+	case chain == "":
+	case kind == unix.NFT_MSG_GETCHAIN:
+		m.text(unix.NFTA_CHAIN_NAME, chain)
+	default:
+		m.text(unix.NFTA_RULE_CHAIN, chain)
+	}
+	return m
+}
+
+// dump makes a request and hands on the attributes of each answer. If the rule set
+// is another one than it was the error is errInterrupted, after all have come.
+func (r *tableReader) dump(ctx context.Context, s *nfSocket, m message, put func(attrs []byte) error) error {
+	if err := s.send(m); err != nil {
+		return err
+	}
+	var changed error
+	err := s.answers(ctx, func(body []byte) error {
+		if len(body) < sizeofNfgenmsg {
+			return errors.New("short netlink message")
+		}
+		version := int(binary.BigEndian.Uint16(body[2:])) // res_id
+		if r.version >= 0 && version != r.version {
+			changed = errInterrupted
+		}
+		r.version = version
+		return put(body[sizeofNfgenmsg:])
+	})
+	r.flush()
+	return errors.Join(err, changed)
+}
+
+// putChain takes a chain of which nothing else is known yet.
+func (r *tableReader) putChain(attrs []byte) (err error) {
+	var table, name string
+	for kind, b := range attributes(attrs, &err) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			table = textOf(b)
+		case unix.NFTA_CHAIN_NAME:
+			name = textOf(b)
+		}
+	}
+	switch {
+	case table != r.table:
+	case isOwn(name):
+		r.list.Own[name] = Listed{}
+	case slices.Contains(baseChains[r.table], name):
+		r.list.Base[name] = nil
+	}
+	return err
+}
+
+// putRule takes a rule. Those of one chain come one after the other.
+func (r *tableReader) putRule(attrs []byte) error {
+	rule, expressions, err := ruleHeader(attrs)
+	if err != nil || string(rule.table) != r.table {
+		return err
+	}
+	if string(rule.chain) != r.chain {
+		r.flush()
+		r.chain = string(rule.chain)
+		_, r.ofBase = r.list.Base[r.chain]
+		r.rules.reset()
+	}
+	if !r.ofBase && !isOwn(r.chain) {
+		return nil
+	}
+	if err := r.rules.read(expressions, &rule); err != nil {
+		return err
+	}
+	if r.ofBase {
+		r.list.Base[r.chain] = append(r.list.Base[r.chain], rule.mark())
+		return nil
+	}
+	r.own.Rules++
+	r.own.Mark = Mark{} // that of a rule to a backend is nothing
+	if len(rule.comment) > 0 || bytes.HasPrefix(rule.target, []byte(ChainPrefix)) {
+		r.own.Mark = rule.mark()
+	}
+	if isOwn(r.own.Target) {
+		r.own.To = append(r.own.To, r.own.Target)
+	}
+	return nil
+}
+
+// flush ends a chain.
+func (r *tableReader) flush() {
+	if r.own.Rules > 0 {
+		r.own.Print = r.rules.print()
+		r.list.Own[r.chain] = r.own
+	}
+	r.chain, r.own, r.ofBase = "", Listed{}, false
+}
+
+// textOf returns a string without the zero byte at its end.
+func textOf(b []byte) string { return string(untilZero(b)) }

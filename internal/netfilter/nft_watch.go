@@ -1,0 +1,150 @@
+package netfilter
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// eventBuffer holds what the kernel tells while nobody listens: a commit of 500
+// chains with ten rules each is 3 MB.
+const eventBuffer = 32 << 20
+
+// watchEvents hears every commit to the nftables rule set and hands it to the
+// ledger, which calls drift for those of others that touched what is ours. It
+// returns nil when ctx ends.
+func watchEvents(ctx context.Context, l *Ledger, drift func(Drift)) error {
+	s, err := openEvents(eventBuffer)
+	if err != nil {
+		return fmt.Errorf("hear of changes of the packet filter: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Unix(1, 0)) })
+	defer func() { stop(); _ = s.file.Close() }()
+	now, err := l.now(ctx)
+	if err == nil {
+		l.watch(now, drift)
+		defer l.watch(now, nil)
+		err = s.listen(ctx, l)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("hear of changes of the packet filter: %w", err)
+}
+
+// eventSocket is a socket in the group NFNLGRP_NFTABLES. It belongs to one
+// goroutine.
+type eventSocket struct {
+	file *os.File
+	conn interface {
+		Read(func(fd uintptr) bool) error
+	}
+	buffer []byte
+	reader eventReader
+}
+
+func openEvents(buffer int) (*eventSocket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), "nftables events")
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) // as much as an unprivileged one gets
+	}
+	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	if err == nil {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES))
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return &eventSocket{file: file, conn: conn, buffer: make([]byte, receiveSize)}, nil
+}
+
+// listen hands on commits until there is an error. What was lost, or cannot be
+// read, is made up for by looking how far the rule set is.
+func (s *eventSocket) listen(ctx context.Context, l *Ledger) error {
+	for {
+		datagram, err := s.receive()
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+		if err == nil && s.hear(ctx, l, datagram) == nil {
+			continue
+		}
+		s.reader.reset()
+		now, err := l.now(ctx)
+		if err != nil {
+			return err
+		}
+		l.recover(now)
+	}
+}
+
+// receive waits for the next datagram.
+func (s *eventSocket) receive() ([]byte, error) {
+	var n int
+	var err error
+	waitErr := s.conn.Read(func(fd uintptr) bool {
+		for {
+			if n, _, err = unix.Recvfrom(int(fd), s.buffer, 0); err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	return s.buffer[:max(n, 0)], errors.Join(waitErr, err)
+}
+
+// hear reads the messages of one datagram.
+func (s *eventSocket) hear(ctx context.Context, l *Ledger, datagram []byte) error {
+	for len(datagram) >= unix.SizeofNlMsghdr {
+		size := int(binary.NativeEndian.Uint32(datagram))
+		if size < unix.SizeofNlMsghdr || size > len(datagram) {
+			return fmt.Errorf("a netlink message says that it has %d bytes of %d", size, len(datagram))
+		}
+		kind, flags := binary.NativeEndian.Uint16(datagram[4:]), binary.NativeEndian.Uint16(datagram[6:])
+		port := binary.NativeEndian.Uint32(datagram[12:])
+		n, ended, err := s.reader.read(kind, flags, port, datagram[unix.SizeofNlMsghdr:size])
+		if err != nil {
+			return err
+		}
+		if ended {
+			for _, p := range s.reader.inserts {
+				if displaced(ctx, p) {
+					n.places = append(n.places, p)
+				}
+			}
+			s.reader.reset()
+			l.hear(n)
+		}
+		datagram = datagram[min(align(size), len(datagram)):]
+	}
+	return nil
+}
+
+// displaced reports whether a rule of others stands before a jump of ours. If that
+// cannot be found out it is better looked at.
+func displaced(ctx context.Context, p place) bool {
+	list, err := listChains(ctx, p.family, p.table, p.chain)
+	if err != nil {
+		return true
+	}
+	foreign := false
+	for _, rule := range list.Base[p.chain] {
+		if isOwn(rule.Target) && foreign {
+			return true
+		}
+		foreign = foreign || !isOwn(rule.Target)
+	}
+	return false
+}
