@@ -62,6 +62,21 @@ func (s Snapshot) All() iter.Seq[*Service] {
 	}
 }
 
+// From yields the services whose keys are k or come after it, in order.
+func (s Snapshot) From(k Key) iter.Seq[*Service] {
+	return func(yield func(*Service) bool) {
+		ci := max(s.find(k), 0)
+		for _, c := range s.chunks[min(ci, len(s.chunks)):] {
+			i, _ := c.find(k)
+			for _, svc := range c.services[i:] {
+				if !yield(svc) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // find returns the index of the chunk in which k belongs, or -1 if k is before
 // all of them.
 func (s Snapshot) find(k Key) int {

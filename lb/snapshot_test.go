@@ -266,3 +266,25 @@ func BenchmarkChangeOneOf50000(b *testing.B) {
 		}
 	}
 }
+
+func TestSnapshotFrom(t *testing.T) {
+	e := Snapshot{}.Edit()
+	for i := range 2*chunkSize + 9 {
+		e.Put(service(2*i, 1)) // every other one is missing
+	}
+	s := e.Snapshot()
+	all := slices.Collect(s.All())
+	for i := range 4*chunkSize + 20 {
+		k := service(i, 1).Key
+		want, _ := slices.BinarySearchFunc(all, k, func(s *Service, k Key) int { return s.Key.Compare(k) })
+		if got := slices.Collect(s.From(k)); !slices.Equal(got, all[want:]) {
+			t.Fatalf("From(%s) yields %d services, want %d", k, len(got), len(all)-want)
+		}
+	}
+	for range s.From(Key{}) {
+		break
+	}
+	for range (Snapshot{}).From(Key{}) {
+		t.Error("a service in nothing")
+	}
+}

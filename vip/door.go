@@ -97,13 +97,16 @@ type Door struct {
 	log    *slog.Logger
 	kernel *kernel
 
-	busy    chan struct{} // holds a token while state is in use
-	state   *state
-	seen    [2]*netfilter.Baseline
-	tools   [2]tables // found so far
-	adrift  [2]error  // why a family has no anchor
-	marks   []string  // findings of the last resync: others that use our bit
+	busy   chan struct{} // holds a token while state is in use
+	state  *state
+	seen   [2]*netfilter.Baseline
+	tools  [2]tables // found so far
+	adrift [2]error  // why a family has no anchor
+	marks  []string  // findings of the last resync: others that use our bit
+
 	summary atomic.Pointer[summary]
+
+	collisions [2]collisions
 }
 
 // New returns a Door. It touches nothing yet.

@@ -20,6 +20,9 @@ type fakeTables struct {
 	fail func(op string) error          // before op ("read", "restore")
 	base map[string]map[string][]string // by table and chain
 	own  map[string]map[string][]string
+
+	generation uint32
+	reads      int
 }
 
 var fakeBases = map[string][]string{
@@ -28,7 +31,7 @@ var fakeBases = map[string][]string{
 }
 
 func newFakeTables(sets *netfilter.FakeSets) *fakeTables {
-	f := &fakeTables{sets: sets, base: map[string]map[string][]string{}, own: map[string]map[string][]string{}}
+	f := &fakeTables{generation: 1, sets: sets, base: map[string]map[string][]string{}, own: map[string]map[string][]string{}}
 	for table, chains := range fakeBases {
 		f.base[table], f.own[table] = map[string][]string{}, map[string][]string{}
 		for _, c := range chains {
@@ -42,6 +45,8 @@ func (f *fakeTables) HasRandomFully() bool { return true }
 
 func (f *fakeTables) CommitChains() int { return 3 }
 
+func (f *fakeTables) Generation(context.Context) (uint32, error) { return f.generation, nil }
+
 func (f *fakeTables) Read(ctx context.Context, table string) (netfilter.Table, error) {
 	if err := ctx.Err(); err != nil {
 		return netfilter.Table{}, err
@@ -51,6 +56,7 @@ func (f *fakeTables) Read(ctx context.Context, table string) (netfilter.Table, e
 			return netfilter.Table{}, err
 		}
 	}
+	f.reads++
 	return netfilter.Table{Name: table, Base: cloneChains(f.base[table]), Own: cloneChains(f.own[table])}, nil
 }
 
@@ -81,6 +87,7 @@ func (f *fakeTables) Restore(ctx context.Context, script []byte) error {
 			base, own = cloneChains(f.base[table]), cloneChains(f.own[table])
 		case line == "COMMIT":
 			f.base[table], f.own[table] = base, own
+			f.generation++
 		default:
 			if err := f.step(base, own, line); err != nil {
 				return fmt.Errorf("refused %q: %w", line, err)

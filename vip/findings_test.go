@@ -79,3 +79,28 @@ func TestProcSysctls(t *testing.T) {
 		t.Errorf("Devices = %v, %v", devices, err)
 	}
 }
+
+// A resync in a host where nobody wrote to the tables does not read them to look
+// for marks of others.
+func TestMarksAreLookedForWhenSomebodyWrote(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	clean(t, d, pair(), fresh)
+	reads := func() int {
+		before := w.fake.tables[0].reads
+		d.state.families[0].standing = true
+		p := &pass{d: d, s: d.state, how: fresh}
+		fatal(t, p.noteMarks(t.Context()))
+		return w.fake.tables[0].reads - before
+	}
+	if n := reads(); n != 0 {
+		t.Errorf("%d tables read although nobody wrote", n)
+	}
+	w.sh(t, "iptables -t filter -I INPUT 1 -m mark --mark 0x2000/0x2000 -j ACCEPT")
+	if n := reads(); n != 2 || len(d.marks) != 1 {
+		t.Errorf("%d tables read after somebody wrote, found %q", n, d.marks)
+	}
+	if n := reads(); n != 0 || len(d.marks) != 1 {
+		t.Errorf("%d tables read, found %q", n, d.marks)
+	}
+}

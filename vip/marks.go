@@ -86,9 +86,17 @@ func touches(rule string, bit uint32) bool {
 	return false
 }
 
+// collisions is what a look for others that use our mark found in a family, and
+// the generation of the rule set as of which it is known; 0: not known.
+type collisions struct {
+	generation uint32
+	found      []string
+}
+
 // noteMarks looks, at a resync, for others that use the bit which marks our
 // packets and connections. It sees the base chains of filter and mangle; chains
-// that somebody else made are not read.
+// that somebody else made are not read. While nobody writes to the tables what was
+// found stands.
 func (p *pass) noteMarks(ctx context.Context) error {
 	if !p.how.Fresh || p.plan != nil {
 		return nil
@@ -102,22 +110,40 @@ func (p *pass) noteMarks(ctx context.Context) error {
 				"packets to VIPs may be routed by it; choose another bit in [proxy] mark.", r.family, r.priority, r.mark, r.mask, p.d.mark))
 		}
 	}
-	for _, f := range p.s.families {
+	for i, f := range p.s.families {
 		if !f.standing {
 			continue
 		}
-		t, err := p.tables(f)
-		if err != nil {
-			return err
-		}
-		for _, name := range []string{"filter", "mangle"} {
-			table, err := t.Read(ctx, name)
-			errs = append(errs, err)
-			found = append(found, p.marksIn(f, table)...)
-		}
+		err := p.lookForMarks(ctx, f, &p.d.collisions[i])
+		errs = append(errs, err)
+		found = append(found, p.d.collisions[i].found...)
 	}
 	p.d.marks = found
 	return errors.Join(errs...)
+}
+
+func (p *pass) lookForMarks(ctx context.Context, f *family, known *collisions) error {
+	t, err := p.tables(f)
+	if err != nil {
+		return err
+	}
+	generation, err := t.Generation(ctx)
+	if err != nil { // the legacy backend has none: read
+		generation = 0
+	}
+	if generation != 0 && generation == known.generation {
+		return nil
+	}
+	*known = collisions{}
+	for _, name := range []string{"filter", "mangle"} {
+		table, err := t.Read(ctx, name)
+		if err != nil {
+			return err
+		}
+		known.found = append(known.found, p.marksIn(f, table)...)
+	}
+	known.generation = generation
+	return nil
 }
 
 func (p *pass) marksIn(f *family, table netfilter.Table) (found []string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -194,8 +195,8 @@ func (p *pass) endEarly(want lb.Snapshot) {
 	if len(p.opened) == 0 || p.d.evict == nil {
 		return
 	}
-	for svc := range want.All() {
-		if _, fresh := p.opened[svc.Key.Addr]; fresh && svc.Key.Protocol == lb.UDP {
+	for svc := range servicesAt(want, p.opened) {
+		if svc.Key.Protocol == lb.UDP {
 			p.d.evict.Evict(netfilter.Eviction{Key: svc.Key, Backend: svc.Key.AddrPort()})
 		}
 	}
@@ -298,15 +299,26 @@ func ofFamily(want lb.Snapshot, f netfilter.Family, err error) map[lb.Key]error 
 // usersOf returns the services of the VIPs that failed.
 func usersOf(want lb.Snapshot, addrs map[netip.Addr]error) map[lb.Key]error {
 	failed := map[lb.Key]error{}
-	if len(addrs) == 0 {
-		return failed
-	}
-	for svc := range want.All() {
-		if err, found := addrs[svc.Key.Addr]; found {
-			failed[svc.Key] = fmt.Errorf("VIP %s: %w", svc.Key.Addr, err)
-		}
+	for svc := range servicesAt(want, addrs) {
+		failed[svc.Key] = fmt.Errorf("VIP %s: %w", svc.Key.Addr, addrs[svc.Key.Addr])
 	}
 	return failed
+}
+
+// servicesAt yields the services of some VIPs, in no order.
+func servicesAt[V any](want lb.Snapshot, vips map[netip.Addr]V) iter.Seq[*lb.Service] {
+	return func(yield func(*lb.Service) bool) {
+		for a := range vips {
+			for svc := range want.From(lb.Key{Addr: a}) {
+				if svc.Key.Addr != a {
+					break
+				}
+				if !yield(svc) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func merged(a, b map[lb.Key]error) map[lb.Key]error {

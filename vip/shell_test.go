@@ -55,6 +55,7 @@ func (h *fakeHost) ipset(t *testing.T, words []string) error {
 // edit knows "-t TABLE -F CHAIN", "-t TABLE -D CHAIN 1", "-t TABLE -I CHAIN 1 RULE",
 // and "-t TABLE -N CHAIN".
 func (f *fakeTables) edit(words []string) error {
+	f.generation++
 	table, op, chain := words[1], words[2], words[3]
 	chains := f.base[table]
 	if strings.HasPrefix(chain, netfilter.ChainPrefix) {
