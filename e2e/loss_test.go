@@ -129,7 +129,7 @@ func TestB63_F75_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
 	f.write(f.config())
 	f.start()
 	f.traffic()
-	count := soak(5, 50)
+	count := soak(25, 500)
 	for range count {
 		gone := f.shuffle()
 		// A reload takes some 300 ms, of which the last part changes the kernel.

@@ -58,7 +58,7 @@ func (w *world) nothingComesTo(server *loss.Server) {
 	}
 }
 
-func TestB44_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
+func TestB44_F83_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}
