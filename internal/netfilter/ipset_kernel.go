@@ -46,20 +46,9 @@ func (KernelSets) List(ctx context.Context) ([]Set, error) {
 	}
 	var sets []Set
 	for _, msg := range msgs {
-		attrs, err := ipsetAttrs(msg)
+		set, _, err := ipsetParseHeader(msg)
 		if err != nil {
 			return nil, fmt.Errorf("list ipsets: %w", err)
-		}
-		var set Set
-		for _, a := range attrs {
-			switch a.Attr.Type & nlaTypeMask {
-			case nl.IPSET_ATTR_SETNAME:
-				set.Name = nl.BytesToString(a.Value)
-			case nl.IPSET_ATTR_TYPENAME:
-				set.Type = SetType(nl.BytesToString(a.Value))
-			case nl.IPSET_ATTR_FAMILY:
-				set.Family = ipsetFamily(a.Value)
-			}
 		}
 		if strings.HasPrefix(set.Name, SetPrefix) {
 			sets = append(sets, set)
@@ -71,10 +60,7 @@ func (KernelSets) List(ctx context.Context) ([]Set, error) {
 
 // Create makes the set, empty, unless it is there.
 func (k KernelSets) Create(ctx context.Context, set Set) error {
-	req := ipsetRequest(nl.IPSET_CMD_CREATE, set.Name)
-	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_TYPENAME, nl.ZeroTerminated(string(set.Type))))
-	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_REVISION, nl.Uint8Attr(set.Type.revision())))
-	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_FAMILY, nl.Uint8Attr(set.Family.af())))
+	req := ipsetCreate(set)
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|ipsetAttrContainer, nil)
 	data.AddChild(ipsetUint32(nl.IPSET_ATTR_MAXELEM, maxElements))
 	req.AddData(data)
@@ -90,6 +76,15 @@ func (k KernelSets) Create(ctx context.Context, set Set) error {
 		return fmt.Errorf("create ipset %s %s %s: %w", set.Name, set.Type, set.Family, err)
 	}
 	return nil
+}
+
+// ipsetCreate begins the request that makes a set.
+func ipsetCreate(set Set) *nl.NetlinkRequest {
+	req := ipsetRequest(nl.IPSET_CMD_CREATE, set.Name)
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_TYPENAME, nl.ZeroTerminated(string(set.Type))))
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_REVISION, nl.Uint8Attr(set.Type.revision())))
+	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_FAMILY, nl.Uint8Attr(set.Family.af())))
+	return req
 }
 
 // Entries returns what the set holds.

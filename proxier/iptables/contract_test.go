@@ -91,6 +91,7 @@ var quietLog = slog.New(slog.DiscardHandler)
 // harness is this mode on two kernels.
 type harness struct {
 	kernels map[netfilter.Family]*testKernel
+	sets    Sets
 	evictor *fakeEvictor
 	traced  map[netfilter.Family]traced
 }
@@ -111,7 +112,21 @@ func newHarness(make func(netfilter.Family) kernel) *harness {
 }
 
 func newFakeHarness() *harness {
-	return newHarness(func(netfilter.Family) kernel { return newFakeKernel() })
+	h := newHarness(func(netfilter.Family) kernel { return newFakeKernel() })
+	sets := netfilter.NewFakeSets()
+	sets.InUse = func(set string) bool {
+		for _, k := range h.kernels {
+			if fake, ok := k.kernel.(*fakeKernel); ok && fake.names(set) {
+				return true
+			}
+		}
+		return false
+	}
+	h.sets = sets
+	for _, k := range h.kernels {
+		k.kernel.(*fakeKernel).sets = sets
+	}
+	return h
 }
 
 func (h *harness) New(testing.TB) proxier.Proxier { return h.proxier() }
@@ -121,7 +136,7 @@ func (h *harness) proxier() *Proxier {
 	for f, k := range h.kernels {
 		kernels[f] = k
 	}
-	return newProxier(Options{Log: quietLog, Evict: h.evictor}, kernels, nil)
+	return newProxier(Options{Log: quietLog, Evict: h.evictor, Sets: h.sets}, kernels, nil)
 }
 
 // tracer follows packets through the rules of one family as they are now.
@@ -158,7 +173,22 @@ func (h *harness) Writes() (n int) {
 
 func (h *harness) State(t testing.TB) string {
 	t.Helper()
-	return dump(t, h.kernels[netfilter.IPv4].kernel) + dump(t, h.kernels[netfilter.IPv6].kernel)
+	return dump(t, h.kernels[netfilter.IPv4].kernel) + dump(t, h.kernels[netfilter.IPv6].kernel) + strings.Join(h.clientSets(t), "\n")
+}
+
+// clientSets are the sets of clients that stand.
+func (h *harness) clientSets(t testing.TB) (names []string) {
+	t.Helper()
+	list, err := h.sets.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if isClientSet(s.Name, s.Family) {
+			names = append(names, "set "+s.Name)
+		}
+	}
+	return names
 }
 
 func TestContract(t *testing.T) {

@@ -19,6 +19,7 @@ type fakeKernel struct {
 	own  map[string][]string // every chain that is no base chain
 
 	generation uint32
+	sets       *netfilter.FakeSets // those of clients; nil: rules that name one are refused
 }
 
 func newFakeKernel() *fakeKernel {
@@ -65,7 +66,7 @@ func (k *fakeKernel) Generation(ctx context.Context) (uint32, error) { return k.
 
 // Test does a script on a copy.
 func (k *fakeKernel) Test(ctx context.Context, script []byte) error {
-	return (&fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own)}).Restore(ctx, script)
+	return (&fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own), sets: k.sets}).Restore(ctx, script)
 }
 
 // Restore does a script, commit by commit.
@@ -73,7 +74,7 @@ func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	tx := &fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own)}
+	tx := &fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own), sets: k.sets}
 	for i, line := range strings.Split(strings.TrimSuffix(string(script), "\n"), "\n") {
 		if err := tx.line(line); err != nil {
 			return &netfilter.RestoreError{Line: i + 1, Text: line, Stderr: err.Error()}
@@ -147,17 +148,41 @@ func (k *fakeKernel) add(chains map[string][]string, name, rule string) error {
 		switch w {
 		case "-j", "-g":
 			to = fields[i+1]
+		case "--match-set", "--add-set", "--del-set":
+			if set := fields[i+1]; strings.Contains(set, setClients) && !k.hasSet(set) {
+				return fmt.Errorf("Set %s doesn't exist.", set)
+			}
 		case "--comment":
 			if len(fields[i+1]) > 128 {
 				return errors.New("comment too long")
 			}
 		}
 	}
-	if _, found := k.own[to]; !found && !slices.Contains([]string{"", "RETURN", "MARK", "CONNMARK", "DNAT", "ACCEPT"}, to) {
+	if _, found := k.own[to]; !found && !slices.Contains([]string{"", "RETURN", "MARK", "CONNMARK", "DNAT", "ACCEPT", "SET"}, to) {
 		return fmt.Errorf("Chain '%s' does not exist", to)
 	}
 	chains[name] = append(slices.Clip(chains[name]), rule)
 	return nil
+}
+
+func (k *fakeKernel) hasSet(name string) bool {
+	if k.sets == nil {
+		return false
+	}
+	list, err := k.sets.List(context.Background())
+	return err == nil && slices.ContainsFunc(list, func(s netfilter.Set) bool { return s.Name == name })
+}
+
+// names reports whether a rule names a set.
+func (k *fakeKernel) names(set string) bool {
+	for _, rules := range k.own {
+		for _, r := range rules {
+			if strings.Contains(r, "-set "+set+" ") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (k *fakeKernel) drop(name string) error {

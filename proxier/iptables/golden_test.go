@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -29,7 +30,13 @@ func goldens() map[string]lb.Snapshot {
 	}
 	turn := many("192.0.2.10:80", 19, 1)
 	turn.Scheduler = lb.RR
+	known := svc("192.0.2.10:80", "10.0.0.1:8080", "10.0.0.2:8080*2", "10.0.0.3:8080*0")
+	known.Affinity = 3 * time.Hour
+	known6 := many("[2001:db8::10]:80", 18, 1)
+	known6.Affinity = time.Minute
 	return map[string]lb.Snapshot{
+		"affinity":  lb.NewSnapshot(known),
+		"affinity6": lb.NewSnapshot(known6),
 		"two-ports": lb.NewSnapshot(svc("192.0.2.10:80", "10.0.0.1:8080", "10.0.0.2:8080*2"), svc("192.0.2.10:53/udp", "10.0.0.3:53")),
 		"ipv6":      lb.NewSnapshot(svc("[2001:db8::10]:80", "[fd00::1]:8080", "[fd00::2]:8080*2"), svc("[2001:db8::11]:53/udp", "[fd00::3]:53")),
 		"in-turn":   lb.NewSnapshot(turn),

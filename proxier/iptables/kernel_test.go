@@ -5,6 +5,7 @@ package iptables
 import (
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -34,13 +35,15 @@ func harnessWith(t *testing.T, o netfilter.ToolOptions) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newHarness(func(f netfilter.Family) kernel {
+	h := newHarness(func(f netfilter.Family) kernel {
 		k, err := tools.Tool(f)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return k
 	})
+	h.sets = netfilter.KernelSets{}
+	return h
 }
 
 func tool(t *testing.T, name string, args ...string) string {
@@ -107,8 +110,12 @@ func TestGoldensAreWhatIPTablesTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := netfilter.IPv4
-		if name == "ipv6" {
-			f = netfilter.IPv6
+		inet := "inet"
+		if strings.HasSuffix(name, "6") {
+			f, inet = netfilter.IPv6, "inet6"
+		}
+		for _, set := range regexp.MustCompile(`vipd-aff\S+`).FindAllString(string(script), -1) {
+			tool(t, "ipset", "-exist", "create", set, "hash:ip,port,ip", "family", inet, "timeout", "1")
 		}
 		if err := h.kernels[f].kernel.(*netfilter.Tool).Test(t.Context(), script); err != nil {
 			t.Errorf("%s: %v", name, err)

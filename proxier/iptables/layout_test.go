@@ -60,7 +60,7 @@ func layoutOf(t testing.TB, services ...*lb.Service) map[string][]string {
 	f := netfilter.IPv4
 	for _, s := range services {
 		f = netfilter.FamilyOf(s.Key.Addr)
-		made, err := serviceChains(s)
+		made, err := serviceChains(s, assign(s, nil, nil))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,11 +286,11 @@ func TestServiceThatCannotBeRenderedIsRefused(t *testing.T) {
 	} {
 		s := good()
 		spoil(s)
-		if chains, err := serviceChains(s); err == nil {
+		if chains, err := serviceChains(s, assign(s, nil, nil)); err == nil {
 			t.Errorf("%s: rendered as %v", name, chains)
 		}
 	}
-	if _, err := serviceChains(good()); err != nil {
+	if _, err := serviceChains(good(), nil); err != nil {
 		t.Error(err)
 	}
 	if err := checkRule("-p tcp\n-j ACCEPT"); err == nil {

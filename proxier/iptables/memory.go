@@ -39,6 +39,13 @@ type memory struct {
 	generation uint32
 	written    bool
 
+	// Of the services with affinity: the slots of their backends, of the version
+	// that stands and of the one that is tried; those that the names of chains tell,
+	// when they were last read; and the sets that stand, nil if that is unknown.
+	slots map[lb.Key]slots
+	found map[string]int
+	sets  map[string]bool
+
 	seen     *netfilter.Baseline
 	compiled map[lb.Key]compiled // cache, for comparing everything
 }
@@ -63,6 +70,7 @@ type namedStamp struct {
 func newMemory() *memory {
 	return &memory{
 		failed:   map[lb.Key]failure{},
+		slots:    map[lb.Key]slots{},
 		seen:     netfilter.NewBaseline(),
 		compiled: map[lb.Key]compiled{},
 	}
@@ -73,6 +81,7 @@ func (m *memory) clone() *memory {
 	c := *m
 	c.failed = maps.Clone(m.failed)
 	c.have = maps.Clone(m.have)
+	c.slots, c.sets = maps.Clone(m.slots), maps.Clone(m.sets)
 	c.seen = m.seen.Clone()
 	c.compiled = maps.Clone(m.compiled)
 	return &c
@@ -103,11 +112,15 @@ func (m *memory) wrote(c commit) {
 func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
 	m.have = make(map[string]stamp, len(t.Own))
 	linked, list := map[lb.Key]bool{}, t.Listing()
+	m.found = map[string]int{}
 	for name, rules := range t.Own {
 		if kindOf(name) == foreign {
 			continue
 		}
 		m.have[name] = m.stampRead(name, list.Own[name])
+		if hash, n, is := slotOf(name); is {
+			m.found[hash] = n
+		}
 		if kindOf(name) != node {
 			continue
 		}
@@ -129,12 +142,31 @@ func (m *memory) stampRead(name string, c netfilter.Listed) stamp {
 	return s
 }
 
+// chains renders a service. One with affinity keeps the slots that it gets here.
+func (m *memory) chains(s *lb.Service) ([]netfilter.Chain, error) {
+	all := assign(s, m.slots[s.Key], m.found)
+	chains, err := serviceChains(s, all)
+	if err == nil && len(all) > 0 {
+		m.slots[s.Key] = m.slots[s.Key].join(all)
+	}
+	return chains, err
+}
+
+// settle frees the slots that the version of a service which stands does not use.
+func (m *memory) settle(c change) {
+	if c.after == nil || c.after.Affinity == 0 || len(c.after.Backends) == 0 {
+		delete(m.slots, c.key())
+		return
+	}
+	m.slots[c.key()] = assign(c.after, m.slots[c.key()], nil)
+}
+
 // compile returns the stamps of a service's chains, from the cache if it can.
 func (m *memory) compile(s *lb.Service) ([]namedStamp, error) {
 	if c, found := m.compiled[s.Key]; found && c.service == s {
 		return c.chains, nil
 	}
-	chains, err := serviceChains(s)
+	chains, err := m.chains(s)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,9 @@ package iptables
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
+	"net/netip"
+	"strconv"
 	"strings"
 
 	"vipd/internal/netfilter"
@@ -21,6 +24,8 @@ const (
 	chainDispatch = layout + "DISP" // the root of the tree
 	prefixNode    = layout + "T-"   // an inner node of the tree
 	prefixSpread  = layout + "W-"   // a part of the backends of a service
+	prefixGroup   = layout + "A-"   // asks the sets of a group of slots of a service
+	prefixBackend = layout + "B-"   // a backend of a service with affinity; its slot follows
 	hashLength    = 16
 )
 
@@ -50,7 +55,7 @@ const (
 	foreign kind = iota // not of this package, though it may be of vipd
 	skeleton
 	node
-	service // the chain of a service, or a part of it
+	service // the chain of a service, or a part of it, or one of its backends
 	older   // any of these in an earlier layout
 )
 
@@ -62,8 +67,12 @@ func kindOf(chain string) kind {
 		return skeleton
 	case chain == chainDispatch, hashed(chain, prefixNode):
 		return node
-	case hashed(chain, prefixSpread), hashed(chain, layout):
+	case hashed(chain, prefixSpread), hashed(chain, layout), hashed(chain, prefixGroup):
 		return service
+	case strings.HasPrefix(chain, prefixBackend):
+		if _, _, found := slotOf(chain); found {
+			return service
+		}
 	case chain == olderDispatch, hashed(chain, olderLayout), hashed(chain, olderLayout+"T-"), hashed(chain, olderLayout+"W-"):
 		return older
 	}
@@ -73,4 +82,27 @@ func kindOf(chain string) kind {
 func hashed(chain, prefix string) bool {
 	hash, found := strings.CutPrefix(chain, prefix)
 	return found && len(hash) == hashLength && strings.Trim(hash, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
+
+// The name of the chain of a backend ends in its slot, four digits, "-" and a
+// shorter hash: all that fits.
+const backendHashLength = 14
+
+// backendChain returns the name of the chain of a backend.
+func backendChain(slot int, k lb.Key, a netip.AddrPort) string {
+	return fmt.Sprintf("%s%04d-%s", prefixBackend, slot, backendHash(k, a))
+}
+
+func backendHash(k lb.Key, a netip.AddrPort) string {
+	return hashName("", k.String()+"/"+a.String())[:backendHashLength]
+}
+
+// slotOf reads the name of the chain of a backend.
+func slotOf(chain string) (hash string, slot int, found bool) {
+	rest, found := strings.CutPrefix(chain, prefixBackend)
+	if !found || len(rest) != 5+backendHashLength || rest[4] != '-' {
+		return "", 0, false
+	}
+	n, err := strconv.ParseUint(rest[:4], 10, 16)
+	return rest[5:], int(n), err == nil
 }

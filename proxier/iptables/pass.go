@@ -42,6 +42,7 @@ func (c change) key() lb.Key {
 type pass struct {
 	family   netfilter.Family
 	kernel   kernel
+	sets     Sets
 	memory   *memory
 	skeleton netfilter.Skeleton
 	want     lb.Snapshot
@@ -50,15 +51,17 @@ type pass struct {
 	dry      bool // write nothing, say yes to everything
 
 	// What was read, if fresh.
-	fresh   bool
-	table   netfilter.Table
-	linked  map[lb.Key]bool // services that the kernel led to before the pass
-	strays  []lb.Key        // of those the ones of unknown content that may not go yet
-	mended  bool            // the skeleton was repaired
-	applied []change        // what is in place by now
-	failed  map[lb.Key]failure
-	kept    map[lb.Key]*lb.Service // services that would go, but may not yet
-	commits []commit               // what was written
+	fresh      bool
+	table      netfilter.Table
+	linked     map[lb.Key]bool // services that the kernel led to before the pass
+	strays     []lb.Key        // of those the ones of unknown content that may not go yet
+	mended     bool            // the skeleton was repaired
+	applied    []change        // what is in place by now
+	failed     map[lb.Key]failure
+	kept       map[lb.Key]*lb.Service // services that would go, but may not yet
+	commits    []commit               // what was written
+	setChanges []proxier.Change       // sets made and removed
+	names      map[string]string      // chains to what they belong, if dry
 }
 
 // run makes the pass. After an error nothing is known of the kernel, unless
@@ -68,6 +71,9 @@ func (p *pass) run(ctx context.Context) error {
 	if err != nil && p.memory.have == nil {
 		return err
 	}
+	if err == nil {
+		err = p.dropSets(ctx)
+	}
 	p.memory.applied = p.target()
 	p.memory.failed = p.failed
 	return err
@@ -76,19 +82,21 @@ func (p *pass) run(ctx context.Context) error {
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
 	lost := m.have == nil || p.dry || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.touched(ctx)
-	changes := p.changes()
-	if !lost && len(changes) == 0 && !m.treeOpen {
-		return nil
-	}
-	if !lost && p.skeletonWanted() == m.standing {
-		if err := p.try(ctx, changes, true); !refused(err) {
-			return p.unknown(err)
+	if !lost { // else nobody may be given a slot yet
+		changes := p.changes(ctx)
+		if len(changes) == 0 && !m.treeOpen {
+			return nil
+		}
+		if p.skeletonWanted() == m.standing {
+			if err := p.try(ctx, changes, true); !refused(err) {
+				return p.unknown(err)
+			}
 		}
 	}
 	if err := p.read(ctx, m.applied); err != nil {
 		return err
 	}
-	changes = p.changes()
+	changes := p.changes(ctx)
 	err := p.try(ctx, changes, true)
 	if !refused(err) {
 		return p.unknown(err)
@@ -149,7 +157,11 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	if err != nil {
 		return p.unknown(err)
 	}
+	if err := p.listSets(ctx); err != nil {
+		return p.unknown(err)
+	}
 	m := p.memory
+	p.forgetSlots()
 	m.generation, m.written = g, false
 	linked := m.adopt(t)
 	if !p.fresh {
@@ -180,7 +192,7 @@ func (p *pass) ours(k lb.Key) bool { return netfilter.FamilyOf(k.Addr) == p.fami
 
 // changes returns what has to become something else. Those that cannot be tried
 // are among the failed.
-func (p *pass) changes() (all []change) {
+func (p *pass) changes(ctx context.Context) (all []change) {
 	m := p.memory
 	p.failed, p.kept = map[lb.Key]failure{}, map[lb.Key]*lb.Service{}
 	differs := map[lb.Key]bool{}
@@ -196,15 +208,25 @@ func (p *pass) changes() (all []change) {
 			all = append(all, change{before, before})
 		}
 	}
-	if !p.fresh {
-		return all
-	}
-	for s := range m.applied.All() {
-		if p.ours(s.Key) && !differs[s.Key] && p.damaged(s) {
-			all = append(all, change{s, s})
+	if p.fresh {
+		for s := range m.applied.All() {
+			if p.ours(s.Key) && !differs[s.Key] && p.damaged(s) {
+				all = append(all, change{s, s})
+			}
 		}
 	}
-	return all
+	return p.withSets(ctx, all)
+}
+
+// withSets makes the sets that changes need, and returns those that have them.
+func (p *pass) withSets(ctx context.Context, all []change) []change {
+	return slices.DeleteFunc(all, func(c change) bool {
+		err := p.makeSets(ctx, c.after)
+		if err != nil {
+			p.failed[c.key()] = failure{c.after, err}
+		}
+		return err != nil
+	})
 }
 
 // mayTry reports whether a change can be tried, and notes why not.

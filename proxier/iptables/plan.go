@@ -3,11 +3,11 @@ package iptables
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"vipd/internal/netfilter"
-	"vipd/lb"
 	"vipd/proxier"
 )
 
@@ -26,7 +26,7 @@ func (p *pass) describe() (all []proxier.Change) {
 			all = append(all, p.describeChain(owner(name), name, nil, false)...)
 		}
 	}
-	return all
+	return append(all, p.setChanges...)
 }
 
 // rehearse has the tool read the chains of services that a dry pass would write.
@@ -36,6 +36,7 @@ func (p *pass) rehearse(ctx context.Context) error {
 		var services commit
 		for _, chain := range c.write {
 			if kindOf(chain.Name) == service {
+				chain.Rules = slices.DeleteFunc(slices.Clone(chain.Rules), p.restsOnSet)
 				services.write = append(services.write, chain)
 			}
 		}
@@ -49,25 +50,16 @@ func (p *pass) rehearse(ctx context.Context) error {
 	return nil
 }
 
+// restsOnSet reports whether a rule names a set that is yet to be made.
+func (p *pass) restsOnSet(rule string) bool {
+	return slices.ContainsFunc(p.setChanges, func(c proxier.Change) bool {
+		return c.Op == proxier.Add && strings.Contains(rule, "-"+c.Object+" ")
+	})
+}
+
 // owners returns a function that says to what a chain belongs.
 func (p *pass) owners() func(chain string) string {
-	names := map[string]string{}
-	note := func(s *lb.Service) {
-		if s == nil {
-			return
-		}
-		chains, err := serviceChains(s)
-		if err != nil {
-			return
-		}
-		for _, c := range chains {
-			names[c.Name] = "service " + s.Key.String()
-		}
-	}
-	for _, c := range p.applied {
-		note(c.before)
-		note(c.after)
-	}
+	names := maps.Clone(p.names)
 	for k := range p.linked {
 		names[serviceChain(k)] = "service " + k.String()
 	}

@@ -20,7 +20,9 @@ type Options struct {
 	Tools *netfilter.Tools
 	// Evict ends the flows of backends that are gone. It outlives the Proxier.
 	Evict Evictor
-	Log   *slog.Logger
+	// Sets is the line to the sets of clients: netfilter.KernelSets, if nil.
+	Sets Sets
+	Log  *slog.Logger
 }
 
 // Proxier serves services of both families by iptables. Its methods are for one
@@ -39,6 +41,7 @@ var _ proxier.Proxier = (*Proxier)(nil)
 type family struct {
 	netfilter.Family
 	kernel   kernel
+	sets     Sets
 	missing  error // why there is no kernel: the tool is not installed
 	skeleton netfilter.Skeleton
 	limit    int // chains a commit
@@ -69,12 +72,16 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 	if o.Mark == 0 {
 		o.Mark = netfilter.DefaultMark
 	}
+	if o.Sets == nil {
+		o.Sets = netfilter.KernelSets{}
+	}
 	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[lb.Snapshot]{}}
 	for _, f := range netfilter.Families {
 		p.serving[f] = &atomic.Pointer[lb.Snapshot]{}
 		fam := &family{
 			Family:   f,
 			kernel:   kernels[f],
+			sets:     o.Sets,
 			missing:  missing[f],
 			skeleton: skeletonOf(f, o.Mark),
 			memory:   newMemory(),
@@ -88,7 +95,7 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 }
 
 func (f *family) pass(m *memory, want lb.Snapshot, how proxier.How) *pass {
-	return &pass{family: f.Family, kernel: f.kernel, skeleton: f.skeleton, memory: m, want: want, how: how, limit: f.limit}
+	return &pass{family: f.Family, kernel: f.kernel, sets: f.sets, skeleton: f.skeleton, memory: m, want: want, how: how, limit: f.limit}
 }
 
 // Sync implements proxier.Proxier. A family that fails as a whole does not stop
@@ -186,7 +193,7 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 			continue
 		}
 		pass := f.pass(f.memory.clone(), want, how)
-		pass.dry = true
+		pass.dry, pass.names = true, map[string]string{}
 		if err := pass.run(ctx); err != nil {
 			broken[f.Family] = err
 			continue

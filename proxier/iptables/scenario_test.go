@@ -348,7 +348,7 @@ func TestB7_FamiliesFailApart(t *testing.T) {
 	broken := &netfilter.RestoreError{Stderr: "no IPv6"}
 	for name, spoil := range map[string]func(h *harness) *Proxier{
 		"tool missing": func(h *harness) *Proxier {
-			return newProxier(Options{Log: quietLog, Evict: h.evictor}, map[netfilter.Family]kernel{netfilter.IPv4: h.kernels[netfilter.IPv4]},
+			return newProxier(Options{Log: quietLog, Evict: h.evictor, Sets: h.sets}, map[netfilter.Family]kernel{netfilter.IPv4: h.kernels[netfilter.IPv4]},
 				map[netfilter.Family]error{netfilter.IPv6: netfilter.ErrNotInstalled})
 		},
 		"cannot be read": func(h *harness) *Proxier {

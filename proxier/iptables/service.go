@@ -3,18 +3,27 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
+	"slices"
 	"strconv"
+	"time"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
 )
 
 // spreadSize is how many backends one chain chooses from; more are divided over
-// spreadFanout chains a level, or over as many as keep it to two levels.
+// spreadFanout chains a level, or over as many as keep it to two levels. With
+// affinity, whose chains of the backends are a level, it is one level.
 const (
 	spreadSize   = 16
 	spreadFanout = 8
 )
+
+// maxAffinity is how many backends a service with affinity may have: so many slots
+// fit into the names of the chains, twice, for while they all change.
+const maxAffinity = 4000
 
 // validate refuses what cannot be rendered, or would serve wrongly.
 func validate(s *lb.Service) error {
@@ -25,11 +34,17 @@ func validate(s *lb.Service) error {
 	} else if k.Port == 0 {
 		complain("port 0 is not a port; use 1 to 65535")
 	}
-	if s.Key.Protocol != lb.TCP && s.Key.Protocol != lb.UDP {
-		complain("%s is not served by iptables mode; use tcp or udp", s.Key.Protocol)
+	if p := s.Key.Protocol; p != lb.TCP && p != lb.UDP {
+		complain("%s is not served by iptables mode; use tcp or udp", p)
 	}
 	if s.Scheduler != lb.RR && s.Scheduler != lb.WRR {
 		complain("scheduler %q is not served by iptables mode; use rr or wrr", s.Scheduler)
+	}
+	if t := s.Affinity; t < 0 || t%time.Second != 0 || t > netfilter.MaxTimeout*time.Second {
+		complain("affinity of %s: use whole seconds, at most %d", t, netfilter.MaxTimeout)
+	}
+	if s.Affinity > 0 && len(s.Backends) > maxAffinity {
+		complain("%d backends with affinity; use at most %d", len(s.Backends), maxAffinity)
 	}
 	for i, b := range s.Backends {
 		a := b.Addr.Addr()
@@ -46,8 +61,9 @@ func validate(s *lb.Service) error {
 }
 
 // serviceChains returns the chains of a service, its own first. A service without
-// a usable backend has none: nothing is translated, and the guard refuses.
-func serviceChains(s *lb.Service) ([]netfilter.Chain, error) {
+// a usable backend has none: nothing is translated, and the guard refuses. slots
+// are those of the backends of a service with affinity.
+func serviceChains(s *lb.Service, slots slots) ([]netfilter.Chain, error) {
 	if err := validate(s); err != nil {
 		return nil, err
 	}
@@ -55,12 +71,18 @@ func serviceChains(s *lb.Service) ([]netfilter.Chain, error) {
 	if len(backends) == 0 {
 		return nil, nil
 	}
-	width := spreadFanout
-	for spreadSize*width*width < len(backends) {
-		width++
+	sp := newSpread(s, len(backends))
+	var st *sticky
+	if s.Affinity > 0 {
+		st = newSticky(s, slots)
+		sp.target = st.target
 	}
-	sp := spread{service: s, width: width}
 	sp.add(serviceChain(s.Key), "", backends)
+	if st != nil {
+		heads, groups := st.heads()
+		sp.chains[0].Rules = slices.Concat(heads, sp.chains[0].Rules)
+		sp.chains = slices.Concat(sp.chains, groups, st.backends())
+	}
 	for _, c := range sp.chains {
 		for _, rule := range c.Rules {
 			if err := checkRule(rule); err != nil {
@@ -75,8 +97,22 @@ func serviceChains(s *lb.Service) ([]netfilter.Chain, error) {
 // names tell the place, not the content: they are always written in one commit.
 type spread struct {
 	service *lb.Service
-	width   int
+	size    int // rules of a chain that divides no further
+	width   int // parts of one that does
+	target  func(netip.AddrPort) string
 	chains  []netfilter.Chain
+}
+
+func newSpread(s *lb.Service, backends int) *spread {
+	sp := &spread{service: s, size: spreadSize, width: spreadFanout, target: sendTo}
+	if s.Affinity > 0 {
+		sp.size = max(spreadSize, int(math.Ceil(math.Sqrt(float64(backends)))))
+		sp.width = (backends + sp.size - 1) / sp.size
+	}
+	for sp.size*sp.width*sp.width < backends {
+		sp.width++
+	}
+	return sp
 }
 
 // add makes the chain of that name, which chooses one of the backends.
@@ -112,8 +148,8 @@ type choice struct {
 // backends as do not divide evenly get a rule of their own, first.
 func (sp *spread) choices(path string, backends []lb.Backend) (all []choice) {
 	parts := 0
-	if len(backends) > spreadSize {
-		parts = min(sp.width, (len(backends)+spreadSize-1)/spreadSize)
+	if len(backends) > sp.size {
+		parts = min(sp.width, (len(backends)+sp.size-1)/sp.size)
 	}
 	single := len(backends)
 	if parts > 0 && sp.service.Scheduler == lb.RR {
@@ -122,7 +158,7 @@ func (sp *spread) choices(path string, backends []lb.Backend) (all []choice) {
 		single = 0
 	}
 	for _, b := range backends[:single] {
-		all = append(all, choice{sendTo(b.Addr), uint64(b.Weight)})
+		all = append(all, choice{sp.target(b.Addr), uint64(b.Weight)})
 	}
 	backends = backends[single:]
 	for i := range parts {

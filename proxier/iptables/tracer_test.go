@@ -3,6 +3,7 @@ package iptables
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -21,6 +22,31 @@ type tracer struct {
 	// turn is the state of the statistic matches in mode nth, which makes spread
 	// exact for one packet after another. nil: shares of many packets.
 	turn map[string]int
+
+	// clients remember backends in sets, as those of rules with affinity; with rng
+	// what is chosen by chance is chosen, for one packet of client. nil: a client
+	// that nobody knows.
+	clients clientMemory
+	client  string
+	rng     *rand.Rand
+}
+
+// clientMemory is the sets of clients: the seconds for which an entry stays.
+type clientMemory map[clientEntry]string
+
+type clientEntry struct {
+	set, client string
+	service     lb.Key
+}
+
+// connect returns who gets the next connection of a client, which is remembered.
+func (t *tracer) connect(k lb.Key, client string, clients clientMemory, rng *rand.Rand) (backend netip.AddrPort) {
+	t.clients, t.client, t.rng = clients, client, rng
+	for a := range t.to(k) {
+		backend = a
+	}
+	t.clients, t.rng = nil, nil
+	return backend
 }
 
 type parsedRule struct {
@@ -34,6 +60,10 @@ type parsedRule struct {
 	goTo   bool
 	target string
 	to     netip.AddrPort
+	set    string // of clients, to be asked
+	add    string // of clients, into which this one goes
+	del    string // of clients, out of which this one goes
+	stay   string
 }
 
 // newTracer takes the chains of a table.
@@ -70,6 +100,15 @@ func (t *tracer) walk(chain string, k lb.Key, part float64, depth int, result ma
 		if r.never || r.dst.IsValid() && !r.dst.Contains(k.Addr) || r.proto != 0 && r.proto != k.Protocol || r.hi != 0 && (k.Port < r.lo || k.Port > r.hi) {
 			continue
 		}
+		if r.set != "" {
+			if _, known := t.clients[clientEntry{r.set, t.client, k}]; !known {
+				continue
+			}
+		}
+		if t.clients != nil && r.add != "" {
+			t.clients[clientEntry{r.add, t.client, k}] = r.stay
+		}
+		delete(t.clients, clientEntry{r.del, t.client, k})
 		taken := part * t.shareOf(r)
 		part -= taken
 		if taken == 0 {
@@ -78,7 +117,7 @@ func (t *tracer) walk(chain string, k lb.Key, part float64, depth int, result ma
 		switch {
 		case r.to.IsValid():
 			result[r.to] += taken
-		case r.target == "" || r.target == "MARK" || r.target == "CONNMARK":
+		case r.target == "" || r.target == "MARK" || r.target == "CONNMARK" || r.target == "SET":
 			part += taken
 		case r.target == "RETURN":
 			returned += taken
@@ -94,6 +133,12 @@ func (t *tracer) walk(chain string, k lb.Key, part float64, depth int, result ma
 
 // shareOf returns how much of what reaches the rule matches it.
 func (t *tracer) shareOf(r parsedRule) float64 {
+	if t.rng != nil && r.share < 1 && (r.every == 0 || t.turn == nil) {
+		if t.rng.Float64() < r.share {
+			return 1
+		}
+		return 0
+	}
 	if r.every == 0 || t.turn == nil {
 		return r.share
 	}
@@ -135,12 +180,26 @@ func (r *parsedRule) word(w string, rest []string) int {
 	var err error
 	switch w {
 	case "-m", "--mode", "--packet", "--comment", "--set-xmark":
+	case "--exist":
+		return 0
 	case "!":
 		r.never = true // "! --syn" is the only one
 		return 3
 	case "--match-set":
+		if strings.Contains(rest[0], setClients) {
+			r.set = rest[0]
+			return 2
+		}
 		r.never = strings.Contains(rest[0], "-masq") || strings.Contains(rest[0], "-auto") // no matter here
 		return 2
+	case "--add-set":
+		r.add = rest[0]
+		return 2
+	case "--del-set":
+		r.del = rest[0]
+		return 2
+	case "--timeout":
+		r.stay = rest[0]
 	case "-d":
 		r.dst, err = netip.ParsePrefix(rest[0])
 	case "-p":

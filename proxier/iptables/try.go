@@ -40,6 +40,7 @@ func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) erro
 	m.standing = p.skeletonWanted()
 	p.applied = append(p.applied, changes...)
 	for _, c := range changes {
+		m.settle(c)
 		if c.after == nil {
 			delete(m.compiled, c.before.Key)
 		}
@@ -89,7 +90,7 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 			keep[s.name] = true
 		}
 		if !m.matches(stamps) {
-			chains, err := serviceChains(c.after)
+			chains, err := m.chains(c.after)
 			if err != nil {
 				return part, nil, err
 			}
@@ -104,7 +105,7 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 		part.write = append(part.write, p.closeOlder(c.after.Key)...)
 	}
 	if c.before != nil && c.before != c.after {
-		old, err := serviceChains(c.before)
+		old, err := m.chains(c.before)
 		if err != nil {
 			return part, nil, err
 		}
@@ -114,7 +115,20 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 			}
 		}
 	}
+	if p.dry {
+		p.own(c.key(), part, gone)
+	}
 	return part, gone, nil
+}
+
+// own notes to which service chains belong, for a plan.
+func (p *pass) own(k lb.Key, part commit, gone []string) {
+	for _, c := range part.write {
+		gone = append(gone, c.Name)
+	}
+	for _, name := range gone {
+		p.names[name] = "service " + k.String()
+	}
 }
 
 // closeOlder empties the chain that a service without a usable backend has in an

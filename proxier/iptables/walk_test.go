@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -32,12 +33,17 @@ type walker struct {
 	want    lb.Snapshot
 	settled map[lb.Key]*lb.Service // what has to be served, whatever happens now
 	harmed  bool                   // somebody else removed rules of ours
+	blank   bool                   // the Proxier may not have read the kernel yet
+
+	clients clientMemory                         // the sets of clients, in the kernel
+	last    map[lb.Key]map[string]netip.AddrPort // where clients went last
 }
 
 // walk makes a number of steps, and checks after every commit that services which
 // do not change are served as before.
 func walk(t *testing.T, h *harness, seed uint64, steps int) {
-	w := &walker{harness: h, t: t, rng: rand.New(rand.NewPCG(seed, seed)), settled: map[lb.Key]*lb.Service{}}
+	w := &walker{harness: h, t: t, rng: rand.New(rand.NewPCG(seed, seed)), settled: map[lb.Key]*lb.Service{},
+		clients: clientMemory{}, last: map[lb.Key]map[string]netip.AddrPort{}}
 	w.restart()
 	defer func() {
 		if t.Failed() {
@@ -56,7 +62,7 @@ func walk(t *testing.T, h *harness, seed uint64, steps int) {
 // restart starts anew, with commits of another size: a commit for each chain shows
 // every state in which a kill could leave the rules.
 func (w *walker) restart() {
-	w.p = w.proxier()
+	w.p, w.blank = w.proxier(), true
 	limit := []int{1, 3, commitChains}[w.rng.IntN(3)]
 	for _, f := range w.p.families {
 		f.limit = limit
@@ -75,6 +81,10 @@ func (w *walker) step(i int) {
 		w.harm()
 		how.Fresh = true
 	}
+	if w.harmed && w.blank { // who has never seen the chains cannot know the slots
+		clear(w.last)
+	}
+	w.loosen()
 	fault := w.arm()
 	for k, s := range w.settled {
 		now := w.want.Get(k)
@@ -103,7 +113,7 @@ func (w *walker) judge(step string, err error) {
 			return // one family is broken as a whole
 		}
 	}
-	w.harmed = false
+	w.harmed, w.blank = false, false
 	trace := w.tracers()
 	for s := range w.want.All() {
 		k := s.Key
@@ -119,6 +129,47 @@ func (w *walker) judge(step string, err error) {
 		w.settled[k] = s
 	}
 	w.check(step, trace)
+	w.visit(step, trace)
+}
+
+// loosen forgets the clients whose backend is to get nothing new, for they may go
+// to another one from now on.
+func (w *walker) loosen() {
+	for k, clients := range w.last {
+		maps.DeleteFunc(clients, func(_ string, a netip.AddrPort) bool {
+			s := w.want.Get(k)
+			if s == nil || s.Affinity == 0 {
+				return true
+			}
+			b, listed := s.Backend(a)
+			return !listed || !b.Usable()
+		})
+	}
+}
+
+// visit lets clients of all services with affinity connect: each comes back to the
+// backend of the last time, if that still is to get any.
+func (w *walker) visit(when string, trace map[netfilter.Family]*tracer) {
+	for k, s := range w.settled {
+		if s.Affinity == 0 || len(s.Usable()) == 0 {
+			continue
+		}
+		if w.last[k] == nil {
+			w.last[k] = map[string]netip.AddrPort{}
+		}
+		for c := range 5 {
+			client := fmt.Sprint("client ", c)
+			was := w.last[k][client]
+			now := trace[netfilter.FamilyOf(k.Addr)].connect(k, client, w.clients, w.rng)
+			if b, listed := s.Backend(was); listed && b.Usable() && now != was {
+				w.t.Errorf("%s: %s of %s moves from %s to %s", when, client, k, was, now)
+			}
+			if b, listed := s.Backend(now); !listed || !b.Usable() {
+				w.t.Errorf("%s: %s of %s is sent to %s", when, client, k, now)
+			}
+			w.last[k][client] = now
+		}
+	}
 }
 
 // check checks all that has to be served by now.
@@ -254,6 +305,9 @@ func (w *walker) edit() {
 	if w.rng.IntN(3) == 0 {
 		s.Scheduler = lb.RR
 	}
+	if w.rng.IntN(3) == 0 {
+		s.Affinity = time.Duration(1+w.rng.IntN(3)) * time.Minute
+	}
 	e.Put(s)
 	w.want = e.Snapshot()
 }
@@ -313,7 +367,11 @@ func (w *walker) rest() {
 	}
 	proxiertest.Expect(t, w, w.want)
 	blank := newFakeHarness()
-	if err := blank.proxier().Sync(t.Context(), w.want, final); err != nil {
+	anew := blank.proxier()
+	for i, f := range anew.families { // slots are a matter of history
+		f.memory.slots = maps.Clone(w.p.families[i].memory.slots)
+	}
+	if err := anew.Sync(t.Context(), w.want, final); err != nil {
 		t.Fatal(err)
 	}
 	for f, k := range w.kernels {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"vipd/lb"
 	"vipd/proxier"
@@ -49,6 +50,7 @@ func Run(t *testing.T, make func(t *testing.T) Harness) {
 		{"B53_GateRemovesNothing", gateRemovesNothing},
 		{"B53_GateAfterRestartRemovesNothing", gateAfterRestart},
 		{"B10_ServiceComesBack", serviceComesBack},
+		{"B34_AffinityIsSwitchedAtRunTime", affinityIsSwitched},
 		{"B66_EmptySnapshotRemovesAll", emptyRemovesAll},
 		{"PlanChangesNothing", planChangesNothing},
 		{"CancelledSyncIsMadeUpFor", cancelledSync},
@@ -71,6 +73,12 @@ func Service(key string, backends ...string) *lb.Service {
 	return s
 }
 
+// sticky gives a service affinity.
+func sticky(s *lb.Service, affinity time.Duration) *lb.Service {
+	s.Affinity = affinity
+	return s
+}
+
 // some returns a snapshot of several services of both families and protocols.
 func some() []*lb.Service {
 	return []*lb.Service{
@@ -79,6 +87,8 @@ func some() []*lb.Service {
 		Service("192.0.2.10:53/udp", "10.0.0.3:53", "10.0.0.4:53", "10.0.0.5:53"),
 		Service("192.0.2.10:53/tcp", "10.0.0.6:53"),
 		Service("192.0.2.11:80/tcp"), // without a backend
+		sticky(Service("192.0.2.12:80/tcp", "10.0.0.1:8080", "10.0.0.2:8080"), time.Minute),
+		sticky(Service("[2001:db8::12]:80/tcp", "[fd00::1]:8080", "[fd00::2]:8080"), 3*time.Hour),
 		Service("[2001:db8::10]:80/tcp", "[fd00::1]:8080", "[fd00::2]:8080"),
 		Service("[2001:db8::10]:53/udp", "[fd00::3]:53"),
 	}
@@ -153,7 +163,7 @@ func servesTheSnapshot(t *testing.T, h Harness) {
 	changed := want.Edit()
 	changed.Put(Service("192.0.2.10:80/tcp", "10.0.0.2:8080", "10.0.0.9:8080", "10.0.0.10:80"))
 	changed.Delete(some()[1].Key)
-	changed.Put(Service("192.0.2.12:80/tcp", "10.0.0.1:80"))
+	changed.Put(Service("192.0.2.13:80/tcp", "10.0.0.1:80"))
 	sync(t, p, changed.Snapshot(), prune)
 	Expect(t, h, changed.Snapshot(), some()[1].Key)
 }
@@ -242,6 +252,23 @@ func serviceComesBack(t *testing.T, h Harness) {
 	}
 }
 
+func affinityIsSwitched(t *testing.T, h Harness) {
+	p := h.New(t)
+	others := some()[:4]
+	key, backends := "192.0.2.20:80/tcp", []string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"}
+	for i, affinity := range []time.Duration{0, time.Minute, time.Hour, 0, time.Second, 0} {
+		want := lb.NewSnapshot(append(others, sticky(Service(key, backends...), affinity))...)
+		writes := h.Writes()
+		sync(t, p, want, prune)
+		if h.Writes() == writes {
+			t.Errorf("the change to an affinity of %s, number %d, wrote nothing", affinity, i)
+		}
+		Expect(t, h, want)
+		quiet(t, h, p, want, prune)
+		quiet(t, h, h.New(t), want, prune)
+	}
+}
+
 func emptyRemovesAll(t *testing.T, h Harness) {
 	state := h.State(t)
 	p := h.New(t)
@@ -312,7 +339,7 @@ func keys(s lb.Snapshot) (all []lb.Key) {
 // Describe writes a snapshot in one line a service, for failure messages.
 func Describe(s lb.Snapshot) (text string) {
 	for svc := range s.All() {
-		text += fmt.Sprintln(svc.Key, svc.Scheduler, svc.Backends)
+		text += fmt.Sprintln(svc.Key, svc.Scheduler, svc.Affinity, svc.Backends)
 	}
 	return text
 }
