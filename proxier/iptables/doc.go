@@ -7,6 +7,7 @@
 //	  -> VIPD-2-DISP -> VIPD-2-T-...  a tree over the VIPs and ports (tree.go)
 //	  -> VIPD-2-<service>             chooses a backend and translates (service.go)
 //	  -> VIPD-2-W-...                 when there are many backends
+//	  -> VIPD-2-A-..., VIPD-2-B-...   with affinity (affinity.go)
 //
 // VIPD-SVC lets alone what does not begin a connection, gives the connection the
 // mark of vipd, and marks the packet for masquerade. The sets it matches on, the
@@ -20,7 +21,8 @@
 //     The legacy backend replaces the table at each commit: there it is one a pass.
 //   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
 //   - The layout is a function of the snapshot alone, so a restart finds what it
-//     left. A chain is compared by a checksum that it carries in a comment.
+//     left, but for the slots of affinity, which the names of chains tell. A chain
+//     is compared by a checksum that it carries in a comment.
 //   - The names carry the generation of the layout, 2, but for VIPD-SVC: another
 //     layout is built beside, and one commit of VIPD-SVC switches. Until something
 //     may be removed what the new tree does not know goes on to the old one.
