@@ -3,7 +3,7 @@
 # itself, once (hack/setup).
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-kernel test-vm soak rows lint fmt clean
+.PHONY: help build demo test test-unit test-kernel test-vm soak bench rows lint fmt clean
 
 # The toolchain is the installed one; it is never fetched behind the user's back.
 export GOTOOLCHAIN := local
@@ -44,6 +44,14 @@ test-vm: ## tests on a real kernel that has the dummy driver, in qemu
 soak: ## the kernel lane with the long figures: hours (root)
 	@hack/setup test
 	@VIPD_SOAK=1 go run ./hack/lane kernel
+
+# SIZES, BACKENDS, ONLY (load session stale memory), ROUNDS, LIMIT and OUT narrow it
+# down; BENCH=full measures all sizes, which takes hours. See docs/performance.md.
+bench: build ## measure beside rules of kube-proxy's shape: a table, some 15 minutes (root)
+	@hack/setup bench
+	@go build -trimpath -o bin/ ./bench
+	@bin/bench $(if $(filter full,$(BENCH)),-full) $(if $(SIZES),-sizes "$(SIZES)") $(if $(BACKENDS),-backends "$(BACKENDS)") \
+		$(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(OUT),-out $(OUT))
 
 rows: ## every behaviour and failure: passed, failed, not yet, not applicable
 	@go run ./hack/rows

@@ -52,6 +52,8 @@ var rules = []rule{
 	{"internal/arch", nil, true, "test tools share no code with what they test"},
 	{"hack", []string{"internal/testrun", "internal/rows"}, true, "test tools share no code with what they test"},
 	{"e2e", []string{"internal/kerneltest", "internal/loss"}, false, "end-to-end tests know the program by its outside only"},
+	{"bench", []string{"desired", "discovery", "internal/kerneltest", "internal/netfilter", "lb", "proxier", "reconciler", "state", "vip"}, false,
+		"benchmarks wire the parts as the program does, without its file and socket"},
 	{"cmd", []string{"admin", "config", "desired", "discovery", "health", "internal/latest", "internal/netfilter", "lb",
 		"proxier", "reconciler", "state", "vip"}, false, "the program wires everything, but no test tool"},
 }
@@ -119,15 +121,16 @@ func TestBrokenSeesWhatIsForbidden(t *testing.T) {
 	}
 }
 
-// A mode and a source are known to the program alone, which lists them in wire.go.
+// A mode and a source are known to the program alone, which lists them in wire.go, and
+// to the benchmarks.
 func TestNoPackageKnowsAMode(t *testing.T) {
 	for folder, files := range sources(t) {
 		for _, f := range files {
 			for _, spec := range f.Imports {
 				imported := strings.Trim(spec.Path.Value, `"`)
 				for _, kind := range []string{"vipd/proxier/", "vipd/discovery/"} {
-					if strings.HasPrefix(imported, kind) && !below(folder, "cmd") && !below(module+"/"+folder, imported) {
-						t.Errorf("%s imports %s: only cmd/vipd/wire.go knows which modes and sources there are", folder, imported)
+					if strings.HasPrefix(imported, kind) && !below(folder, "cmd") && !below(folder, "bench") && !below(module+"/"+folder, imported) {
+						t.Errorf("%s imports %s: only cmd/vipd/wire.go and the benchmarks know which modes and sources there are", folder, imported)
 					}
 				}
 			}
