@@ -151,7 +151,7 @@ func running(tools *netfilter.Tools) *kernel {
 		sets:     netfilter.KernelSets{},
 		policies: kernelPolicies{},
 		tables:   tablesOf(tools),
-		anchors:  netfilter.KernelAnchors{},
+		anchors:  tools.Anchors(),
 		anchored: anchored(tools),
 		sysctls:  procSysctls{root: "/proc/sys"},
 	}

@@ -57,8 +57,18 @@ func (s AnchorState) String() string {
 }
 
 // KernelAnchors are the anchors of the network namespace of the calling thread,
-// over netlink: no tool is needed. Each write is one generation of the rule set.
-type KernelAnchors struct{}
+// over netlink: no tool is needed. Each write is one generation of the rule set, and
+// is booked as ours. The zero KernelAnchors books nothing.
+type KernelAnchors struct{ ledger *Ledger }
+
+// Anchors returns the anchors that keep their books with the tools. A nil *Tools
+// has some as well.
+func (t *Tools) Anchors() KernelAnchors {
+	if t == nil {
+		return KernelAnchors{}
+	}
+	return KernelAnchors{t.ledger}
+}
 
 // State reads the anchor of a family. The cost does not grow with the rule set.
 func (KernelAnchors) State(ctx context.Context, f Family) (AnchorState, error) {
@@ -71,9 +81,8 @@ func (KernelAnchors) State(ctx context.Context, f Family) (AnchorState, error) {
 
 // Put makes the anchor of a family stand, in place of whatever there is, in one
 // transaction: at no moment is there none.
-func (KernelAnchors) Put(ctx context.Context, f Family) error {
-	_, err := onSocket(func(s *nfSocket) (struct{}, error) { return struct{}{}, s.transaction(ctx, anchorMessages(f)...) })
-	if err != nil {
+func (a KernelAnchors) Put(ctx context.Context, f Family) error {
+	if err := a.write(ctx, anchorMessages(f)); err != nil {
 		return fmt.Errorf("making the %s table %s: %w", f, AnchorTable, err)
 	}
 	return nil
@@ -81,14 +90,34 @@ func (KernelAnchors) Put(ctx context.Context, f Family) error {
 
 // Remove takes the anchor of a family away. It is no error if there is none, nor if
 // the kernel has no nftables.
-func (KernelAnchors) Remove(ctx context.Context, f Family) error {
-	_, err := onSocket(func(s *nfSocket) (struct{}, error) {
-		return struct{}{}, s.transaction(ctx, anchorTable(unix.NFT_MSG_DELTABLE, 0, f))
-	})
+func (a KernelAnchors) Remove(ctx context.Context, f Family) error {
+	err := a.write(ctx, []message{anchorTable(unix.NFT_MSG_DELTABLE, 0, f)})
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("removing the %s table %s: %w", f, AnchorTable, err)
 	}
 	return nil
+}
+
+// write makes one transaction and books it.
+func (a KernelAnchors) write(ctx context.Context, messages []message) error {
+	return a.ledger.write(ctx, func(started func(port int)) (commitCount, error) {
+		return onSocket(func(s *nfSocket) (commitCount, error) {
+			port, err := s.port()
+			if err != nil {
+				return commitCount{}, err
+			}
+			started(int(port))
+			err = s.transaction(ctx, messages)
+			var refused unix.Errno
+			switch {
+			case err == nil:
+				return commitCount{sure: 1}, nil
+			case errors.As(err, &refused): // all of it
+				return commitCount{}, err
+			}
+			return unknownCommits, err
+		})
+	})
 }
 
 // readAnchor compares what there is with what there should be.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -205,4 +206,44 @@ func exchanges(h *loss.Held) (n int) {
 		n += c.Exchanges
 	}
 	return n
+}
+
+// TestB54_WritesOfTheAnchorAreOurs: they are no drift, not even if somebody else
+// writes at the same time.
+func TestB54_WritesOfTheAnchorAreOurs(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	tools := nftTools(t)
+	watching(t, tools, func(l *listener) {
+		stop := make(chan struct{})
+		var noise sync.WaitGroup
+		noise.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					sh(t, "nft add table ip noise; nft delete table ip noise")
+				}
+			}
+		})
+		for range 20 {
+			check(t, tools.Anchors().Put(t.Context(), IPv6))
+			check(t, tools.Anchors().Remove(t.Context(), IPv6))
+			check(t, tools.Anchors().Remove(t.Context(), IPv6))
+		}
+		close(stop)
+		noise.Wait()
+		judged(t, tools)
+		if told := l.taken(); told != nil {
+			t.Errorf("told %+v", told)
+		}
+		check(t, tools.Anchors().Put(t.Context(), IPv6))
+		sh(t, "nft delete table ip6 "+AnchorTable)
+		judged(t, tools)
+		if told := l.taken(); len(told) != 1 {
+			t.Errorf("told %+v, want the one change of somebody else", told)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,7 +116,7 @@ func (m *message) data(kind uint16, v uint32) {
 }
 
 // transaction sends messages to nf_tables that take effect together or not at all.
-func (s *nfSocket) transaction(ctx context.Context, messages ...message) error {
+func (s *nfSocket) transaction(ctx context.Context, messages []message) error {
 	var batch []byte
 	add := func(m message) {
 		binary.NativeEndian.PutUint32(m, uint32(len(m)))
@@ -191,6 +192,18 @@ func (s *nfSocket) one(ctx context.Context, m message) (found object, err error)
 	binary.NativeEndian.PutUint16(m[6:], binary.NativeEndian.Uint16(m[6:])|unix.NLM_F_ACK) // after the object
 	err = s.list(ctx, m, func(o object) { found = o })
 	return found, err
+}
+
+// port returns the number by which the kernel knows the socket.
+func (s *nfSocket) port() (uint32, error) {
+	name, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
+	}
+	if netlink, ok := name.(*unix.SockaddrNetlink); ok {
+		return netlink.Pid, nil
+	}
+	return 0, errors.New("getsockname: no netlink address")
 }
 
 // onSocket runs f with a socket of its own.
