@@ -136,7 +136,7 @@ func (l *Ledger) note(i incident) {
 }
 
 // errLied is a tool that says that it committed, and did not.
-var errLied = errors.New("it ends with success, but the rule set did not change")
+var errLied = errors.New("iptables-restore ends with success, but nothing of it is in the kernel; mend the installation of iptables")
 
 // write makes a write of ours of so many commits, one write at a time, and books
 // it. run calls started with the process that writes, and returns how many of the

@@ -82,27 +82,41 @@ func readLegacyInfo(f Family, table string) (info legacyInfo, err error) {
 var legacyChainHead = append(append([]byte("ERROR"), make([]byte, 25)...), ChainPrefix...)
 
 // holdsOwnLegacy reports whether a table that is there has a chain of ours, and
-// whether it has rules of others.
+// whether, if it has none, it has rules of others.
 func holdsOwnLegacy(f Family, table string) (own, foreign bool, err error) {
+	err = lookAtLegacy(f, table, func(info legacyInfo, entries []byte) {
+		own = bytes.Contains(entries, legacyChainHead)
+		foreign = !own && info.foreign()
+	})
+	return own, foreign, err
+}
+
+// lookAtLegacy shows the entries of a table that is there, as the kernel has them.
+// They may be many megabytes, are gone afterwards, and cost the heap nothing.
+func lookAtLegacy(f Family, table string, look func(info legacyInfo, entries []byte)) error {
 	for range 5 { // it may change between the two questions
 		info, err := readLegacyInfo(f, table)
 		if err != nil {
-			return false, false, err
+			return err
 		}
-		buf := make([]byte, legacyEntriesHead+int(info.size))
+		buf, err := unix.Mmap(-1, 0, legacyEntriesHead+int(info.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err != nil {
+			return fmt.Errorf("memory for %s legacy table %s: %w", f, table, err)
+		}
 		copy(buf[:legacyNameSize-1], table)
 		binary.NativeEndian.PutUint32(buf[legacyNameSize:], info.size)
-		err = askLegacy(f, legacyGetEntries, buf)
-		if errors.Is(err, unix.EAGAIN) {
-			continue
+		if err = askLegacy(f, legacyGetEntries, buf); err == nil {
+			look(info, buf[legacyEntriesHead:])
 		}
-		if err != nil {
-			return false, false, fmt.Errorf("%s legacy table %s: %w", f, table, err)
+		err = errors.Join(err, unix.Munmap(buf))
+		if !errors.Is(err, unix.EAGAIN) {
+			if err != nil {
+				err = fmt.Errorf("%s legacy table %s: %w", f, table, err)
+			}
+			return err
 		}
-		own = bytes.Contains(buf[legacyEntriesHead:], legacyChainHead)
-		return own, !own && info.foreign(), nil
 	}
-	return false, false, fmt.Errorf("%s legacy table %s: it changes all the time", f, table)
+	return fmt.Errorf("%s legacy table %s: it changes all the time", f, table)
 }
 
 // askLegacy is one getsockopt(2). buf holds the question, and then the answer.

@@ -62,9 +62,9 @@ func (t *Tool) CommitChains() int {
 func (t *Tool) Restore(ctx context.Context, script []byte) error {
 	if t.backend == Legacy {
 		if t.poll == nil {
-			return t.runRestore(ctx, script, nil, "--noflush")
+			return t.restoreLegacy(ctx, script)
 		}
-		return t.poll.write(ctx, func() error { return t.runRestore(ctx, script, nil, "--noflush") })
+		return t.poll.write(ctx, func() error { return t.restoreLegacy(ctx, script) })
 	}
 	return t.ledger.write(ctx, func(started func(pid int)) (commitCount, error) {
 		err := t.runRestore(ctx, script, started, "--noflush")
@@ -129,7 +129,7 @@ func (t *Tool) runRestore(ctx context.Context, script []byte, started func(pid i
 	}
 	_, err := run(ctx, t.restore, args, script)
 	var exit *exitError
-	if errors.As(err, &exit) && !errors.Is(err, ErrPermission) && !exit.temporary() {
+	if errors.As(err, &exit) && !errors.Is(err, ErrPermission) && exit.refused() {
 		return newRestoreError(script, exit)
 	}
 	return err

@@ -36,19 +36,19 @@ func (e *RestoreError) Error() string {
 // "Error occurred at line: 2", "line 4: RULE_APPEND failed", "line 2 failed".
 var errorLine = regexp.MustCompile(`line:? (\d+)`)
 
-// temporary reports whether the tool failed for a reason that lies in no rule, and
-// may be gone the next time. The nft backend also ends with exitResource for a rule
-// that the kernel refuses; then it names the line and the reason.
-func (e *exitError) temporary() bool {
-	if e.code != exitResource {
-		return strings.Contains(e.stderr, "unable to initialize table")
-	}
-	for _, reason := range []string{"Cannot allocate memory", "No buffer space", "Resource temporarily unavailable", "Interrupted system call"} {
-		if strings.Contains(e.stderr, reason) {
-			return true
+// refused reports whether a tool ended because of what the script says, and not for
+// want of something that it may get the next time. iptables-restore names the line
+// then, whatever its exit status: exitResource stands for both. What names none is
+// no iptables-restore, or one that is broken, and no rule is guilty of that.
+func (e *exitError) refused() bool {
+	if e.code == exitResource {
+		for _, reason := range []string{"Cannot allocate memory", "No buffer space", "Resource temporarily unavailable", "Interrupted system call"} {
+			if strings.Contains(e.stderr, reason) {
+				return false
+			}
 		}
 	}
-	return !errorLine.MatchString(e.stderr)
+	return errorLine.MatchString(e.stderr) && !strings.Contains(e.stderr, "unable to initialize table")
 }
 
 func newRestoreError(script []byte, exit *exitError) *RestoreError {

@@ -1,8 +1,10 @@
 package netfilter
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,13 +66,37 @@ func TestRestoreErrorNamesTheLine(t *testing.T) {
 		{"iptables-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (Too many links): rule in chain X", "-A VIPD-X -j SECOND"},
 		{"iptables-restore: line 3 failed: No chain/target/match by that name.", "-A VIPD-X -j SECOND"},
 		{"iptables-restore: line 99 failed", ""},
-		{"something else", ""},
 	} {
 		tool := shimTool(t, "cat >/dev/null; cat >&2 <<'END'\n"+tc.stderr+"\nEND\nexit 2")
 		var refused *RestoreError
 		if err := tool.Restore(t.Context(), script); !errors.As(err, &refused) || refused.Text != tc.text || refused.Stderr != tc.stderr {
 			t.Errorf("stderr %q gives %#v", tc.stderr, err)
 		}
+	}
+}
+
+// What no rule is guilty of must not be laid to the charge of services.
+func TestF73_RestoreThatFailsForAnotherReasonRefusesNothing(t *testing.T) {
+	for _, end := range []string{
+		"echo 'something else' >&2; exit 2", "exit 1", "exit 127", "kill -SEGV $$",
+		"echo 'iptables-restore v1.8.9 (nf_tables): Could not fetch rule set generation id: Device busy' >&2; exit 4",
+		"echo 'line 3: RULE_APPEND failed (Cannot allocate memory): rule in chain X' >&2; exit 4",
+		"echo \"iptables-restore: unable to initialize table 'nat'\n\nError occurred at line: 1\" >&2; exit 2",
+	} {
+		tool := shimTool(t, "cat >/dev/null; "+end)
+		var refused *RestoreError
+		if err := tool.Restore(t.Context(), []byte("*nat\n-A VIPD-X -j FIRST\nCOMMIT\n")); err == nil || errors.As(err, &refused) {
+			t.Errorf("%s: error %v", end, err)
+		}
+	}
+}
+
+func TestScriptMarksAreTheFirstSumOfEachTable(t *testing.T) {
+	script := "*nat\n:VIPD-A - [0:0]\n-A VIPD-A -j RETURN\n-A VIPD-A -m comment --comment vipd-ABC\n-A VIPD-B -m comment --comment vipd-DEF -j RETURN\nCOMMIT\n" +
+		"*filter\n-X VIPD-C\n-D INPUT -m comment --comment vipd-GHI -j VIPD-C\nCOMMIT\n"
+	want := map[string][]byte{"nat": []byte("ABC"), "filter": nil}
+	if got := scriptMarks([]byte(script)); !maps.EqualFunc(got, want, bytes.Equal) {
+		t.Errorf("marks %q, want %q", got, want)
 	}
 }
 
