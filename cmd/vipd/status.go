@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -58,7 +59,12 @@ func newStatus(o *options) *cobra.Command {
 				encoder.SetIndent("", "  ")
 				return encoder.Encode(s)
 			}
-			return printStatus(cmd.OutOrStdout(), s, len(args) == 1)
+			var text bytes.Buffer
+			if err := printStatus(&text, s, len(args) == 1); err != nil {
+				return err
+			}
+			_, err = text.WriteTo(cmd.OutOrStdout()) // at once: a "grep -q" may close the pipe after its line
+			return err
 		},
 	}
 	addOutput(cmd, &output)
