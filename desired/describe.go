@@ -48,8 +48,8 @@ func (m *Memo) Services(now time.Time) iter.Seq[Service] {
 	return func(yield func(Service) bool) {
 		for _, k := range slices.SortedFunc(maps.Keys(m.entries), lb.Key.Compare) {
 			e := m.entries[k]
-			for _, mode := range slices.Sorted(maps.Keys(e.served)) {
-				if !yield(e.describe(mode, now)) {
+			for _, s := range e.served {
+				if !yield(e.describe(s, now)) {
 					return
 				}
 			}
@@ -57,10 +57,9 @@ func (m *Memo) Services(now time.Time) iter.Seq[Service] {
 	}
 }
 
-func (e *entry) describe(mode lb.Mode, now time.Time) Service {
-	p := e.served[mode]
+func (e *entry) describe(p placedIn, now time.Time) Service {
 	s := Service{
-		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: mode, Scheduler: p.Service.Scheduler,
+		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: p.mode, Scheduler: p.Service.Scheduler,
 		Masquerade: p.Service.Masquerade, Affinity: p.Service.Affinity, Clients: p.Service.Clients, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: []Backend{},
 	}
 	if s.Clients == nil {

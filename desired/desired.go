@@ -133,15 +133,15 @@ func (e *edits) mode(mode lb.Mode) *lb.Editor {
 // put replaces what before placed by what after places, and notes in gained the
 // modes to which the Key is new although another has it.
 func (e *edits) put(k lb.Key, before, after *entry, gained map[lb.Mode]bool) {
-	for mode := range before.modes() {
-		if after.placed(mode) == nil {
-			e.mode(mode).Delete(k)
+	for _, p := range before.modes() {
+		if after.placed(p.mode) == nil {
+			e.mode(p.mode).Delete(k)
 		}
 	}
-	for mode, p := range after.modes() {
-		e.mode(mode).Put(p.Service)
-		if len(before.modes()) > 0 && before.placed(mode) == nil {
-			gained[mode] = true
+	for _, p := range after.modes() {
+		e.mode(p.mode).Put(p.Service)
+		if len(before.modes()) > 0 && before.placed(p.mode) == nil {
+			gained[p.mode] = true
 		}
 	}
 	if face := after.face(); face != nil {

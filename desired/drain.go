@@ -32,13 +32,13 @@ func decide(before *entry, c choice, f Facts) *entry {
 		after.timeout = c.spec.DrainTimeout
 		after.place(c.mode, serve(before.placed(c.mode), c.spec, f.Now))
 	}
-	for mode, p := range before.modes() {
-		if c.spec == nil || mode != c.mode {
-			after.place(mode, leave(p, after.timeout, f.Now))
+	for _, p := range before.modes() {
+		if c.spec == nil || p.mode != c.mode {
+			after.place(p.mode, leave(p.placed, after.timeout, f.Now))
 		}
 	}
 	for _, p := range after.modes() {
-		after.wakeFor(p, f.Now)
+		after.wakeFor(p.placed, f.Now)
 	}
 	if after.empty() {
 		return nil

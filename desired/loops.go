@@ -69,7 +69,7 @@ func (m *Memo) backedBy(keys []lb.Key, choices map[lb.Key]choice, coming map[net
 	}
 	backed := false
 	for vip := range coming {
-		backed = backed || m.backends[vip] > 0
+		backed = backed || m.backends.mayHave(vip)
 	}
 	if !backed {
 		return found

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"vipd/lb"
@@ -18,8 +19,14 @@ type entry struct {
 	spec    *lb.Spec // nil: no source wants it any more
 	mode    lb.Mode  // of spec
 	timeout time.Duration
-	due     time.Time // when time alone changes the decision; zero: never
-	served  map[lb.Mode]*placed
+	due     time.Time  // when time alone changes the decision; zero: never
+	served  []placedIn // by mode, each once
+}
+
+// placedIn is what one mode serves.
+type placedIn struct {
+	mode lb.Mode
+	*placed
 }
 
 func (e *entry) ownerName() string {
@@ -32,13 +39,15 @@ func (e *entry) ownerName() string {
 func (e *entry) empty() bool { return len(e.served) == 0 }
 
 func (e *entry) placed(m lb.Mode) *placed {
-	if e == nil {
-		return nil
+	for _, s := range e.modes() {
+		if s.mode == m {
+			return s.placed
+		}
 	}
-	return e.served[m]
+	return nil
 }
 
-func (e *entry) modes() map[lb.Mode]*placed {
+func (e *entry) modes() []placedIn {
 	if e == nil {
 		return nil
 	}
@@ -49,10 +58,8 @@ func (e *entry) place(m lb.Mode, p *placed) {
 	if p == nil {
 		return
 	}
-	if e.served == nil {
-		e.served = map[lb.Mode]*placed{}
-	}
-	e.served[m] = p
+	at, _ := slices.BinarySearchFunc(e.served, m, func(s placedIn, m lb.Mode) int { return strings.Compare(string(s.mode), string(m)) })
+	e.served = slices.Insert(e.served, at, placedIn{m, p})
 }
 
 // wakeFor makes the entry due when the next backend has drained, and at once
@@ -78,13 +85,13 @@ func (e *entry) face() *lb.Service {
 	if e == nil {
 		return nil
 	}
-	if p := e.served[e.mode]; p != nil {
+	if p := e.placed(e.mode); p != nil {
 		return p.Service
 	}
-	for _, mode := range slices.Sorted(maps.Keys(e.served)) {
-		return e.served[mode].Service
+	if e.empty() {
+		return nil
 	}
-	return nil
+	return e.served[0].Service
 }
 
 // equal reports whether two entries decide the same.
@@ -93,8 +100,8 @@ func (e *entry) equal(o *entry) bool {
 		return e == o
 	}
 	return e.owner == o.owner && e.spec == o.spec && e.mode == o.mode && e.due.Equal(o.due) &&
-		maps.EqualFunc(e.served, o.served, func(a, b *placed) bool {
-			return a.Leaving == b.Leaving && a.Refusing == b.Refusing && a.Service.Equal(b.Service) &&
+		slices.EqualFunc(e.served, o.served, func(a, b placedIn) bool {
+			return a.mode == b.mode && a.Leaving == b.Leaving && a.Refusing == b.Refusing && a.Service.Equal(b.Service) &&
 				maps.EqualFunc(a.Drains, b.Drains, time.Time.Equal)
 		})
 }
@@ -107,7 +114,7 @@ type Memo struct {
 	problems map[lb.Key][]Problem
 	due      map[lb.Key]time.Time               // of the entries that have one
 	vips     map[netip.Addr]int                 // how many entries have this VIP
-	backends map[netip.Addr]int                 // how many backends of wanted entries have this address
+	backends tally                              // of the addresses of the backends of wanted entries
 	stands   map[lb.Mode]map[lb.Key]*lb.Service // see Stand
 	place    map[lb.Mode]lb.Snapshot
 	door     lb.Snapshot
@@ -118,7 +125,7 @@ type Memo struct {
 func NewMemo() *Memo {
 	return &Memo{
 		entries: map[lb.Key]*entry{}, problems: map[lb.Key][]Problem{}, due: map[lb.Key]time.Time{},
-		vips: map[netip.Addr]int{}, backends: map[netip.Addr]int{}, stands: map[lb.Mode]map[lb.Key]*lb.Service{},
+		vips: map[netip.Addr]int{}, backends: tally{}, stands: map[lb.Mode]map[lb.Key]*lb.Service{},
 		place: map[lb.Mode]lb.Snapshot{},
 	}
 }
@@ -156,14 +163,12 @@ func (m *Memo) remember(k lb.Key, e *entry) {
 }
 
 // count adds n for each backend that an entry wants.
-func (m *Memo) count(e *entry, n int) {
+func (m *Memo) count(e *entry, n int32) {
 	if e == nil || e.spec == nil {
 		return
 	}
 	for _, b := range e.spec.Backends {
-		if m.backends[b.Addr.Addr()] += n; m.backends[b.Addr.Addr()] == 0 {
-			delete(m.backends, b.Addr.Addr())
-		}
+		m.backends.add(b.Addr.Addr(), n)
 	}
 }
 

@@ -39,7 +39,7 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 		return nil, nil
 	}
 	r := record{Owner: e.owner, Name: e.name, Wanted: e.spec != nil, Mode: e.mode, Timeout: e.timeout, Saved: now, Served: map[lb.Mode]placedRecord{}}
-	for mode, p := range e.served {
+	for _, p := range e.served {
 		pr := placedRecord{Service: p.Service, Leaving: p.Leaving, Refusing: p.Refusing}
 		for b, until := range p.Drains {
 			if pr.Drains == nil {
@@ -47,7 +47,7 @@ func (m *Memo) Record(k lb.Key, now time.Time) ([]byte, error) {
 			}
 			pr.Drains[b] = until.Sub(now)
 		}
-		r.Served[mode] = pr
+		r.Served[p.mode] = pr
 	}
 	for mode, there := range m.stands {
 		if svc, other := there[k]; other {

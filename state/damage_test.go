@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,6 +35,11 @@ func story(t testing.TB) (log []byte, states []map[ID]json.RawMessage) {
 		states = append(states, maps.Clone(entries))
 	}
 	return log, states
+}
+
+func parse(data []byte, want string) (map[ID]json.RawMessage, error) {
+	c, err := read(bytes.NewReader(data), want)
+	return c.entries, err
 }
 
 func same(a, b map[ID]json.RawMessage) bool {

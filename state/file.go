@@ -1,9 +1,11 @@
 package state
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,14 +42,17 @@ func acquire(path string) (*os.File, error) {
 }
 
 // replaceFile writes a file so that path holds either the old or the new content
-// at every moment, and returns it open for writing.
-func replaceFile(path string, content []byte) (*os.File, error) {
+// at every moment, and returns it open for reading and writing.
+func replaceFile(path string, content func(io.Writer) error) (*os.File, error) {
 	tmp := path + newSuffix
 	file, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o640)
 	if err != nil {
 		return nil, err
 	}
-	_, err = file.Write(content)
+	buffer := bufio.NewWriterSize(file, bufferSize)
+	if err = content(buffer); err == nil {
+		err = buffer.Flush()
+	}
 	if err == nil {
 		err = file.Sync()
 	}
@@ -82,18 +87,4 @@ func Remove(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// resume goes on with the log as it is, of which whole bytes are good, because it
-// could not be compacted: a disk that is full does not stop vipd from starting.
-func (s *Store) resume(whole int64, because error) error {
-	if whole == 0 {
-		return because
-	}
-	file, err := os.OpenFile(s.path(), os.O_RDWR, 0)
-	if err != nil {
-		return errors.Join(because, err)
-	}
-	s.file, s.size, s.base, s.torn = file, whole, whole, true
-	return nil
 }

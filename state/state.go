@@ -13,11 +13,10 @@
 package state
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -33,10 +32,11 @@ const (
 	badSuffix = ".bad"
 	newSuffix = ".tmp"
 	version   = 1
-	// The log is compacted when it is this many times as long as when it was last
-	// compacted, and longer than minCompact bytes.
+	// The log is compacted when it is this many times as long as the lines in force,
+	// and longer than minCompact bytes.
 	compactFactor = 4
 	minCompact    = 1 << 20
+	bufferSize    = 64 << 10
 )
 
 // Change sets or deletes one entry of the log.
@@ -64,7 +64,7 @@ type Store struct {
 	mu      sync.Mutex
 	file    *os.File
 	size    int64                  // of the log
-	base    int64                  // of the log when it was last compacted
+	index   index                  // where in it the lines in force are
 	torn    bool                   // there may be parts of lines after size
 	pending map[ID]json.RawMessage // what could not be written yet
 }
@@ -98,21 +98,10 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 		return nil, nil, err
 	}
 	s := &Store{dir: dir, lock: lock, pending: map[ID]json.RawMessage{}}
-	entries, whole, err := load(dir)
-	var damaged *Damaged
+	entries, damaged, err := s.begin()
 	if err != nil {
-		aside := s.path() + badSuffix
-		if moved := os.Rename(s.path(), aside); moved != nil {
-			_ = lock.Close()
-			return nil, nil, errors.Join(err, moved)
-		}
-		damaged = &Damaged{Aside: aside, Reason: err}
-	}
-	if err := s.compact(entries); err != nil {
-		if err := s.resume(whole, err); err != nil {
-			_ = lock.Close()
-			return nil, nil, err
-		}
+		_ = lock.Close()
+		return nil, nil, err
 	}
 	if damaged != nil {
 		return s, nil, damaged
@@ -120,81 +109,37 @@ func Open(dir string) (*Store, map[ID]json.RawMessage, error) {
 	return s, entries, nil
 }
 
+// begin reads the log that is there and goes on with it, compacted; with one that
+// is damaged put aside. A log that cannot be compacted is gone on with as it is: a
+// disk that is full does not stop vipd from starting.
+func (s *Store) begin() (map[ID]json.RawMessage, *Damaged, error) {
+	file, c, err := load(s.path(), os.O_RDWR)
+	var damaged *Damaged
+	if err != nil {
+		aside := s.path() + badSuffix
+		if moved := os.Rename(s.path(), aside); moved != nil {
+			return nil, nil, errors.Join(err, moved)
+		}
+		damaged = &Damaged{Aside: aside, Reason: err}
+	}
+	s.file, s.index, s.size, s.torn = file, c.index, c.whole, true
+	if err := s.compact(); err != nil && s.size == 0 {
+		if s.file != nil {
+			_ = s.file.Close()
+		}
+		return nil, nil, err
+	}
+	return c.entries, damaged, nil
+}
+
 // Load reads the log of a directory without locking or changing it. A directory
 // without a log is empty.
 func Load(dir string) (map[ID]json.RawMessage, error) {
-	entries, _, err := load(dir)
-	return entries, err
-}
-
-// load is Load. It also returns how many bytes of the log are whole lines.
-func load(dir string) (map[ID]json.RawMessage, int64, error) {
-	data, err := os.ReadFile(filepath.Join(dir, logName))
-	if errors.Is(err, os.ErrNotExist) {
-		return map[ID]json.RawMessage{}, 0, nil
+	file, c, err := load(filepath.Join(dir, logName), os.O_RDONLY)
+	if file != nil {
+		_ = file.Close()
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	entries, err := parse(data, header())
-	return entries, int64(bytes.LastIndexByte(data, '\n') + 1), err
-}
-
-// parse reads a log. Only its last line may be incomplete.
-func parse(data []byte, want string) (map[ID]json.RawMessage, error) {
-	entries := map[ID]json.RawMessage{}
-	first, rest, complete := bytes.Cut(data, []byte("\n"))
-	if !complete {
-		if strings.HasPrefix(want, string(first)) { // a crash in the very first write
-			return entries, nil
-		}
-		return nil, errors.New("it is no state log of vipd")
-	}
-	if string(first) != want {
-		return nil, fmt.Errorf("its format or host is %.64q, not %q", first, want)
-	}
-	for number := 2; len(rest) > 0; number++ {
-		var text []byte
-		text, rest, complete = bytes.Cut(rest, []byte("\n"))
-		if !complete {
-			return entries, nil
-		}
-		if err := apply(text, entries); err != nil {
-			return nil, fmt.Errorf("line %d: %w", number, err)
-		}
-	}
-	return entries, nil
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// apply reads one line of the log into entries.
-func apply(text []byte, entries map[ID]json.RawMessage) error {
-	sum, payload, found := bytes.Cut(text, []byte(" "))
-	if !found || fmt.Sprintf("%08x", crc32.Checksum(payload, castagnoli)) != string(sum) {
-		return errors.New("the checksum is wrong")
-	}
-	var l line
-	if err := json.Unmarshal(payload, &l); err != nil {
-		return err
-	}
-	id := ID{l.Bucket, l.Key}
-	if l.Value == nil {
-		delete(entries, id)
-	} else {
-		entries[id] = l.Value
-	}
-	return nil
-}
-
-// encode appends the line of one change.
-func encode(out []byte, id ID, value json.RawMessage) ([]byte, error) {
-	payload, err := json.Marshal(line{id.Bucket, id.Key, value})
-	if err != nil {
-		return nil, err
-	}
-	out = fmt.Appendf(out, "%08x ", crc32.Checksum(payload, castagnoli))
-	return append(append(out, payload...), '\n'), nil
+	return c.entries, err
 }
 
 // Append writes changes. After an error, which does not harm what was written
@@ -208,40 +153,61 @@ func (s *Store) Append(changes ...Change) error {
 	if len(s.pending) == 0 {
 		return nil
 	}
-	var out []byte
-	var refused []error
-	for _, id := range slices.SortedFunc(maps.Keys(s.pending), compareID) {
-		line, err := encode(nil, id, s.pending[id])
-		if err != nil { // no later try could write it either
-			refused = append(refused, fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err))
-		}
-		out = append(out, line...)
-	}
-	if err := s.write(out); err != nil {
+	refused, err := s.write()
+	if err != nil {
 		return errors.Join(append(refused, fmt.Errorf("state log: %w", err))...)
 	}
-	s.size += int64(len(out))
-	clear(s.pending)
-	if s.size > minCompact && s.size > compactFactor*s.base {
-		refused = append(refused, s.recompact())
+	if s.size > minCompact && s.size > compactFactor*s.index.bytes {
+		refused = append(refused, s.compact())
 	}
 	return errors.Join(refused...)
 }
 
-// write appends to the log. What a failed write left of its lines is cut off
-// before anything follows it, or else it could be read as newer than that.
-func (s *Store) write(out []byte) error {
+// write appends what is pending to the log. What a failed write left of its lines
+// is cut off before anything follows it, or else it could be read as newer than
+// that.
+func (s *Store) write() (refused []error, err error) {
 	if s.torn {
 		if err := s.file.Truncate(s.size); err != nil {
-			return err
+			return nil, err
 		}
 		s.torn = false
 	}
-	if _, err := s.file.WriteAt(out, s.size); err != nil {
-		s.torn = s.file.Truncate(s.size) != nil
+	var out []byte
+	var lines []entryLine
+	end := s.size // of what is in the file
+	flush := func() error {
+		_, err := s.file.WriteAt(out, end)
+		end += int64(len(out))
+		out = out[:0]
 		return err
 	}
-	return nil
+	for _, id := range slices.SortedFunc(maps.Keys(s.pending), compareID) {
+		begin := len(out)
+		if out, err = encode(out, id, s.pending[id]); err != nil { // no later try could write it either
+			refused, err = append(refused, fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err)), nil
+			continue
+		}
+		lines = append(lines, entryLine{id, s.pending[id] == nil, extent{end + int64(begin), int64(len(out) - begin)}})
+		if len(out) > bufferSize && err == nil {
+			err = flush()
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = flush()
+	}
+	if err != nil {
+		s.torn = s.file.Truncate(s.size) != nil
+		return refused, err
+	}
+	for _, l := range lines {
+		s.index.note(l)
+	}
+	s.size, s.pending = end, map[ID]json.RawMessage{}
+	return refused, nil
 }
 
 func compareID(a, b ID) int {
@@ -251,32 +217,31 @@ func compareID(a, b ID) int {
 	return strings.Compare(a.Key, b.Key)
 }
 
-func (s *Store) recompact() error {
-	entries, err := Load(s.dir)
+// compact replaces the log by one that holds just the lines in force: a new file,
+// synced, renamed over the old one, which stays whole until then. It copies line by
+// line: the log may be many times as long as what vipd has in memory.
+func (s *Store) compact() error {
+	index := newIndex()
+	size := int64(0)
+	file, err := replaceFile(s.path(), func(w io.Writer) error {
+		n, err := fmt.Fprintln(w, header())
+		size = int64(n)
+		for digest, at := range s.index.inOrder() {
+			if err == nil {
+				_, err = io.Copy(w, io.NewSectionReader(s.file, at.offset, at.length))
+			}
+			index.set(digest, extent{size, at.length})
+			size += at.length
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("state log, compacting: %w", err)
-	}
-	return s.compact(entries)
-}
-
-// compact replaces the log by one that holds just these entries: a new file,
-// synced, renamed over the old one, which stays whole until then.
-func (s *Store) compact(entries map[ID]json.RawMessage) error {
-	out := []byte(header() + "\n")
-	var err error
-	for _, id := range slices.SortedFunc(maps.Keys(entries), compareID) {
-		if out, err = encode(out, id, entries[id]); err != nil {
-			return fmt.Errorf("state of %s %s: %w", id.Bucket, id.Key, err)
-		}
-	}
-	file, err := replaceFile(s.path(), out)
-	if err != nil {
-		return fmt.Errorf("state log: %w", err)
 	}
 	if s.file != nil {
 		_ = s.file.Close()
 	}
-	s.file, s.size, s.base, s.torn = file, int64(len(out)), int64(len(out)), false
+	s.file, s.index, s.size, s.torn = file, index, size, false
 	return nil
 }
 

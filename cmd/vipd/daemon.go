@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,6 +93,10 @@ func (d *daemon) run(ctx context.Context) {
 	parts.Go(func() { d.hub.Run(ctx) })
 	parts.Go(func() { d.reconciler.Run(ctx) })
 	parts.Go(func() { d.followReloads(ctx) })
+	parts.Go(func() {
+		_ = d.reconciler.Await(ctx, func(*discovery.View) bool { return true }) // told by Status
+		giveBack()
+	})
 	parts.Wait()
 }
 
@@ -121,6 +126,7 @@ func (d *daemon) followReloads(ctx context.Context) {
 func (d *daemon) Reload(ctx context.Context) error {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
+	defer giveBack()
 	cfg, err := d.preflight(ctx)
 	if err != nil {
 		err = fmt.Errorf("reload refused, the configuration of %s stays in force:\n%w", d.loaded().Format(time.DateTime), err)
@@ -168,6 +174,7 @@ func (d *daemon) preflight(ctx context.Context) (*config.Config, error) {
 
 // Plan tells what the given files would change.
 func (d *daemon) Plan(ctx context.Context, files []config.File) (admin.Plan, error) {
+	defer giveBack()
 	cfg, err := config.Parse(files, modes())
 	if err != nil {
 		return admin.Plan{}, err
@@ -222,6 +229,12 @@ func (d *daemon) Status(ctx context.Context) reconciler.Status {
 	s.Config = d.status
 	return s
 }
+
+// giveBack returns unused memory to the kernel. A start, a reload and a plan need
+// several times what stays of them, for the text of the files and what is parsed of
+// it, and the collector would keep most of that for the next time, which may never
+// come.
+func giveBack() { debug.FreeOSMemory() }
 
 // flat makes one line of an error of several.
 func flat(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
