@@ -101,6 +101,7 @@ type Door struct {
 	state  *state
 	seen   [2]*netfilter.Baseline
 	tools  [2]tables // found so far
+	plain  [2]bool   // the kernel refuses random ports for masquerade
 	adrift [2]error  // why a family has no anchor
 	marks  []string  // findings of the last resync: others that use our bit
 

@@ -21,6 +21,8 @@ type fakeTables struct {
 	base map[string]map[string][]string // by table and chain
 	own  map[string]map[string][]string
 
+	plain      bool   // the tool does not know --random-fully
+	refuses    string // a rule with this in it is refused
 	generation uint32
 	reads      int
 }
@@ -41,7 +43,7 @@ func newFakeTables(sets *netfilter.FakeSets) *fakeTables {
 	return f
 }
 
-func (f *fakeTables) HasRandomFully() bool { return true }
+func (f *fakeTables) HasRandomFully() bool { return !f.plain }
 
 func (f *fakeTables) CommitChains() int { return 3 }
 
@@ -89,6 +91,9 @@ func (f *fakeTables) Restore(ctx context.Context, script []byte) error {
 			f.base[table], f.own[table] = base, own
 			f.generation++
 		default:
+			if f.refuses != "" && strings.Contains(line, f.refuses) {
+				return fmt.Errorf("commit: %w", &netfilter.RestoreError{Text: line, Stderr: "Invalid argument"})
+			}
 			if err := f.step(base, own, line); err != nil {
 				return fmt.Errorf("refused %q: %w", line, err)
 			}

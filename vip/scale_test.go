@@ -42,13 +42,13 @@ func TestAChangeCostsTheChange(t *testing.T) {
 		w := newFakeWorld()
 		d := w.door(t)
 		d.kernel = w.raw // without the journal
-		want := manyServices(n, 10)
+		want := manyServices(n, 2)
 		clean(t, d, want, prune)
 		version := 0
 		change := func() {
 			version++
 			edit := want.Edit()
-			edit.Put(oneOfMany(n/2, 10, version))
+			edit.Put(oneOfMany(n/2, 2, version))
 			want = edit.Snapshot()
 			if _, err := tryPass(t.Context(), d, want, prune); err != nil {
 				t.Fatal(err)
