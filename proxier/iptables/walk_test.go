@@ -150,7 +150,8 @@ func (w *walker) loosen() {
 // visit lets clients of all services with affinity connect: each comes back to the
 // backend of the last time, if that still is to get any.
 func (w *walker) visit(when string, trace map[netfilter.Family]*tracer) {
-	for k, s := range w.settled {
+	for _, k := range slices.SortedFunc(maps.Keys(w.settled), lb.Key.Compare) {
+		s := w.settled[k]
 		if s.Affinity == 0 || len(s.Usable()) == 0 {
 			continue
 		}
@@ -277,8 +278,27 @@ func (w *walker) harm() {
 	}
 }
 
+// flip drains a backend of a service with affinity, or lets it come back.
+func (w *walker) flip() {
+	for s := range w.want.All() {
+		if s.Affinity == 0 || len(s.Backends) == 0 || w.rng.IntN(4) > 0 {
+			continue
+		}
+		flipped := *s
+		flipped.Backends = slices.Clone(s.Backends)
+		b := &flipped.Backends[w.rng.IntN(len(flipped.Backends))]
+		b.Draining = !b.Draining
+		w.want = with(w.want, &flipped)
+		return
+	}
+}
+
 // edit changes what is wanted.
 func (w *walker) edit() {
+	if w.rng.IntN(3) == 0 {
+		w.flip()
+		return
+	}
 	e := w.want.Edit()
 	v6 := w.rng.IntN(3) == 0
 	key := fmt.Sprintf("192.0.2.%d:%d/%s", w.rng.IntN(40), 1+w.rng.IntN(3), []string{"tcp", "udp"}[w.rng.IntN(2)])
