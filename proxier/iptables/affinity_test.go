@@ -42,6 +42,13 @@ func TestB35_ClientThatMovedStays(t *testing.T) {
 	for i := range all {
 		all[i] = i
 	}
+	version := func(draining []int, backends ...int) *lb.Service {
+		v := lists(s, backends...)
+		for i, b := range v.Backends {
+			v.Backends[i].Draining = slices.ContainsFunc(draining, func(d int) bool { return s.Backends[d].Addr == b.Addr })
+		}
+		return v
+	}
 	var at netip.AddrPort
 	step := func(version *lb.Service) {
 		t.Helper()
@@ -58,13 +65,14 @@ func TestB35_ClientThatMovedStays(t *testing.T) {
 		}
 		at = now
 	}
+	step(version([]int{0, 1, 2}, 0, 1, 2, 3))
+	step(version([]int{0}, 0, 1)) // the slot that it leaves is not asked any more
+	step(version([]int{0, 1, 2}, 0, 1, 2, 3))
+	step(version([]int{0, 2}, 0, 1, 2, 3))
 	for range 200 {
 		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		version := lists(s, all[:1+rng.IntN(len(all))]...)
-		for i := range version.Backends {
-			version.Backends[i].Draining = i > 0 && rng.IntN(3) == 0
-		}
-		step(version)
+		n := 1 + rng.IntN(len(all))
+		step(version(all[1:1+rng.IntN(n)], all[:n]...))
 		if rng.IntN(10) == 0 {
 			p = h.proxier()
 		}
