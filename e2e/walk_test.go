@@ -25,7 +25,23 @@ import (
 type walk struct {
 	*world
 	random   *rand.Rand
+	kept     []service // which it leaves alone
 	services []service
+}
+
+// newWalk makes the world of a walk. One service stays, since a file with none at
+// all is held to be a mistake.
+func newWalk(t *testing.T) *walk {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s, err := strconv.ParseUint(os.Getenv("VIPD_SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("seed %d (VIPD_SEED repeats it)", seed)
+	w := &walk{world: newWorld(t, 4), random: rand.New(rand.NewPCG(seed, 0))}
+	w.kept = []service{{name: "keeper", port: 80, backends: w.at(8080, 1)}}
+	w.serveAll(8080)
+	return w
 }
 
 // TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened edits the
@@ -36,13 +52,7 @@ func TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened(t *testing.
 	if !kerneltest.Isolate(t) {
 		return
 	}
-	seed := uint64(time.Now().UnixNano())
-	if s, err := strconv.ParseUint(os.Getenv("VIPD_SEED"), 10, 64); err == nil {
-		seed = s
-	}
-	t.Logf("seed %d (VIPD_SEED repeats it)", seed)
-	w := &walk{world: newWorld(t, 4), random: rand.New(rand.NewPCG(seed, 0))}
-	w.serveAll(8080)
+	w := newWalk(t)
 	w.LB.Run(t, "iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "ACCEPT")
 	w.LB.Run(t, "ip6tables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "7", "-j", "DROP")
 	foreign := w.LB.Foreign(t)
@@ -58,6 +68,7 @@ func TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened(t *testing.
 	w.eventually("there is nothing to do", func() bool { _, code := w.vipd("plan"); return code == 0 })
 	w.check()
 	w.rests()
+	w.forgets()
 	if diff := w.LB.Foreign(t).Diff(foreign); diff != "" {
 		t.Errorf("something foreign changed:\n%s", diff)
 	}
@@ -73,10 +84,16 @@ func TestB63_ARandomWalkWithKillsAndDamageEndsAsIfNothingHadHappened(t *testing.
 // step does one thing.
 func (w *walk) step() {
 	w.t.Helper()
+	w.do(w.random.IntN(6))
+}
+
+// do does the thing of that number. The last one harms services that are kept.
+func (w *walk) do(what int) {
+	w.t.Helper()
 	if w.cmd == nil {
 		w.start()
 	}
-	switch w.random.IntN(6) {
+	switch what {
 	case 0, 1: // a change, as it should be
 		w.edit()
 		w.must(0, "reload")
@@ -92,7 +109,9 @@ func (w *walk) step() {
 		w.edit()
 		w.hup()
 		w.killChildren(time.Duration(w.random.IntN(600)) * time.Millisecond)
-	case 4: // damage, and a change over it
+	case 4: // an end, as it should be
+		w.stop()
+	case 5: // damage, and a change over it
 		damages := w.damages()
 		tools := slices.Sorted(maps.Keys(damages))
 		tool := tools[w.random.IntN(len(tools))]
@@ -100,13 +119,11 @@ func (w *walk) step() {
 		_, _ = w.LB.Try(w.t.Context(), tool, damage...) // a pass may have taken it away already
 		w.edit()
 		w.hup()
-	case 5:
-		w.stop()
 	}
 }
 
-// edit changes some services, drops some, adds some, and writes the file. One
-// service stays, since a file with none at all is held to be a mistake.
+// edit changes some services, drops some, adds some, and writes the file. Those
+// that are kept stay.
 func (w *walk) edit() {
 	for range 1 + w.random.IntN(3) {
 		n := w.random.IntN(30)
@@ -122,8 +139,14 @@ func (w *walk) edit() {
 			w.services = append(w.services, w.pick(n))
 		}
 	}
-	w.write(config(append([]service{{name: "keeper", port: 80, backends: w.at(8080, 1)}}, w.services...)...))
+	w.write(config(slices.Concat(w.kept, w.services)...))
 }
+
+// Client ranges that hold the client, and that do not.
+const (
+	insideRanges  = `["10.1.0.0/24", "fd00:1::/64", "198.51.100.0/24"]`
+	outsideRanges = `["198.51.100.0/24", "2001:db8:ffff::/48"]`
+)
 
 // pick makes a service out of chance. Its VIP and port follow from its number: few
 // VIPs with several ports, others alone.
@@ -134,6 +157,8 @@ func (w *walk) pick(n int) service {
 		more: []string{
 			fmt.Sprintf("masquerade = %q", []string{"always", "never", "auto"}[w.random.IntN(3)]),
 			fmt.Sprintf("scheduler = %q", []string{"wrr", "rr"}[w.random.IntN(2)]),
+			fmt.Sprintf("affinity_timeout = %q", []string{"0s", "1h"}[w.random.IntN(2)]),
+			fmt.Sprintf("allow = %s", []string{"[]", "[]", insideRanges, outsideRanges}[w.random.IntN(4)]),
 		},
 	}
 	for b := range w.Backends {
@@ -150,9 +175,13 @@ func (w *walk) check() {
 	for _, s := range w.services {
 		for _, v := range s.vips {
 			target := addrPort(v, uint16(s.port))
-			a, err := loss.Request{In: w.Client.Do, Network: s.protocol, Target: target, Deadline: time.Second}.Ask(w.t.Context())
+			silent, deadline := strings.Contains(s.String(), outsideRanges), time.Second
+			if silent {
+				deadline = 100 * time.Millisecond
+			}
+			a, err := loss.Request{In: w.Client.Do, Network: s.protocol, Target: target, Deadline: deadline}.Ask(w.t.Context())
 			switch {
-			case len(s.backends) == 0 && err == nil, len(s.backends) > 0 && err != nil:
+			case (silent || len(s.backends) == 0) != (err != nil):
 				w.t.Errorf("service %s, %s/%s: %+v, %v", s.name, target, s.protocol, a, err)
 			case err == nil && !strings.Contains(s.String(), w.addressOf(a.Backend)):
 				w.t.Errorf("service %s, %s/%s: answered by %s", s.name, target, s.protocol, a.Backend)
@@ -187,6 +216,18 @@ func (w *walk) rests() {
 	if diff := differ(state, w.kernelState()); diff != "" {
 		w.t.Errorf("passes with nothing to do changed\n%s", diff)
 	}
+}
+
+// forgets ends all affinity, so that what stands is a function of the configuration
+// alone: which clients were kept in which set depends on the past.
+func (w *walk) forgets() {
+	w.t.Helper()
+	for i := range w.services {
+		w.services[i].more = append(w.services[i].more[:2:2], w.services[i].more[3:]...)
+	}
+	w.reload(config(slices.Concat(w.kept, w.services)...))
+	w.eventually("there is nothing to do", func() bool { _, code := w.vipd("plan"); return code == 0 })
+	w.check()
 }
 
 // killChildren kills every tool that vipd runs, for some time.
