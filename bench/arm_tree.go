@@ -112,6 +112,7 @@ func (t *tree) change(ctx context.Context, kind string, at int, answer *reply) e
 		return err
 	}
 	answer.addTime("total", p.ended.Sub(start))
+	answer.addTime("own", p.ended.Sub(start)-p.sync+p.cpu) // all but the waiting for the tool
 	answer.addTime("sync", p.sync)
 	answer.addTime("door", p.shut+p.open)
 	answer.addTime("decide", p.ended.Sub(start)-p.shut-p.sync-p.open)

@@ -56,6 +56,7 @@ type plan struct {
 	sizes    []int // services
 	backends []string
 	only     []string      // parts; none: all
+	full     bool          // all sizes that make sense
 	rounds   int           // of everything that takes less than seconds
 	limit    time.Duration // of one run of one thing
 	stale    int           // services in the measurement of staleness
@@ -107,7 +108,7 @@ func parse(args []string) (p plan, err error) {
 	sizes := flags.String("sizes", "", `numbers of services (default "100 1000 5000", with -full to 50000)`)
 	backends := flags.String("backends", nft+" "+legacy, "backends of iptables")
 	only := flags.String("only", "", "parts to measure: load session stale memory (default all)")
-	full := flags.Bool("full", false, "all sizes, ten minutes for one run of one thing")
+	flags.BoolVar(&p.full, "full", false, "all sizes, ten minutes for one run of one thing")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds of everything that takes less than seconds")
 	flags.DurationVar(&p.limit, "limit", 0, "of one run of one thing (default 60s, with -full 10m)")
 	flags.IntVar(&p.stale, "stale", 10000, "services in the measurement of staleness")
@@ -119,13 +120,14 @@ func parse(args []string) (p plan, err error) {
 	p.backends, p.only = strings.Fields(*backends), strings.Fields(*only)
 	if p.limit == 0 {
 		p.limit = time.Minute
-		if *full {
+		if p.full {
 			p.limit = 10 * time.Minute
 		}
 	}
+	p.full = p.full && *sizes == ""
 	if *sizes == "" {
 		*sizes = "100 1000 5000"
-		if *full {
+		if p.full {
 			*sizes += " 10000 50000"
 		}
 	}

@@ -16,8 +16,8 @@ type column struct {
 // of shows the median and the range of what was measured of an arm.
 func of(title, part, arm, name, unit string) column {
 	return column{title, func(r *results, c cell) string {
-		if i := r.index(part, c, arm, name); i >= 0 && r.Rows[i].Over > 0 {
-			return "> " + number(r.Rows[i].Over.Seconds(), "s")
+		if limit := r.overtime(part, c, arm, name); limit > 0 {
+			return "> " + number(limit.Seconds(), "s")
 		}
 		return spread(r.samples(part, c, arm, name), unit)
 	}}
@@ -54,13 +54,13 @@ func sections() []section {
 	} {
 		part := "change " + kind.kind
 		list = append(list, section{kind.title, []column{
-			of("vipd: all", part, armTree, "total", "s"), of("vipd: rules", part, armTree, "sync", "s"), of("vipd: door", part, armTree, "door", "s"),
+			of("vipd: all", part, armTree, "total", "s"), of("vipd: rules", part, armTree, "sync", "s"),
 			of("linear", part, armLinear, "total", "s"), ratio("linear / vipd", part, "total", armTree, armLinear)}})
 	}
 	return append(list,
 		section{"vipd's own part of one change (a backend replaced)", []column{
-			of("hub, decision, record", "change replace", armTree, "decide", "s"), of("processor, rules", "change replace", armTree, "sync_cpu", "s"),
-			of("processor of the tool", "change replace", armTree, "tool_cpu", "s"),
+			of("own part", "change replace", armTree, "own", "s"), of("hub, decision, record", "change replace", armTree, "decide", "s"),
+			of("door", "change replace", armTree, "door", "s"), of("processor in rules", "change replace", armTree, "sync_cpu", "s"), of("processor of the tool", "change replace", armTree, "tool_cpu", "s"),
 			of("allocations", "own replace", armTree, "mallocs", ""), of("bytes allocated", "own replace", armTree, "alloc_bytes", "B"),
 			of("allocated: add", "own add", armTree, "alloc_bytes", "B"), of("remove", "own remove", armTree, "alloc_bytes", "B")}},
 		section{"What one change asks of the kernel", []column{
@@ -100,9 +100,13 @@ func (r *results) table() string {
 	m := r.Machine
 	fmt.Fprintf(&b, "%s, %d cores; Linux %s; %s; %s; commit %s; %s; others used at most %.0f %% of the processors\n",
 		m.CPU, m.Cores, m.Kernel, m.IPTables, m.Go, m.Commit, m.Date.Format(time.DateOnly), 100*m.Busy)
+	if len(r.LeftOut) > 0 {
+		fmt.Fprintf(&b, "\nLeft out, for the time it would take: %s.\n", strings.Join(r.LeftOut, "; "))
+	}
 	for _, s := range sections() {
 		s.write(&b, r)
 	}
+	r.writeGoals(&b)
 	return b.String()
 }
 

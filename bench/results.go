@@ -11,6 +11,7 @@ import (
 type results struct {
 	Machine machine  `json:"machine"`
 	Rows    []series `json:"rows"`
+	LeftOut []string `json:"left_out,omitempty"` // cells of the plan
 }
 
 // series is what was measured of one thing.
@@ -50,6 +51,14 @@ func (r *results) take(part string, c cell, arm string, answer reply) {
 // over notes what did not end within its limit.
 func (r *results) over(part string, c cell, arm string, limit time.Duration) {
 	r.find(part, c, arm, "total").Over = limit
+}
+
+// overtime returns the limit within which something did not end; 0 if it did.
+func (r *results) overtime(part string, c cell, arm, name string) time.Duration {
+	if i := r.index(part, c, arm, name); i >= 0 {
+		return r.Rows[i].Over
+	}
+	return 0
 }
 
 // samples returns what was measured; none if nothing was.

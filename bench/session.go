@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// loadPatience is how long the load of an arm may take where it is not measured.
+const loadPatience = 10 * time.Minute
+
 // session is arms that hold the same services side by side.
 type session struct {
 	*run
@@ -44,14 +47,15 @@ func (s *session) start(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	late := fmt.Errorf("not loaded in %s, in pieces", 5*s.limit)
-	within, cancel := context.WithTimeoutCause(ctx, 5*s.limit, late)
+	limit := min(5*s.limit, loadPatience)
+	late := fmt.Errorf("not loaded in %s, in pieces", limit)
+	within, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
 	_, err = a.ask(within, request{Op: "load", Size: s.size, Backend: s.backend, Pieces: true})
 	if err != nil {
 		a.stop()
 		if errors.Is(err, late) && name == armLinear {
-			s.results.over("load in pieces", s.cell, name, 5*s.limit)
+			s.results.over("load in pieces", s.cell, name, limit)
 			return nil
 		}
 		return err

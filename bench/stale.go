@@ -13,7 +13,7 @@ import (
 // The canary is one more service, of one backend, which is replaced now and then
 // while the other services change all the time.
 const (
-	canaryEvery = 23               // one change in so many is the canary's
+	canaryEvery = 11               // one change in so many is the canary's
 	canaryPace  = time.Millisecond // how often its client connects
 	canaryLimit = 30 * time.Second // staler than that is an error
 )
