@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
@@ -194,4 +195,49 @@ func TestB62_F64_ALockedTableDelaysThePassAndStatusSaysWhoHoldsTheLock(t *testin
 	for _, target := range targets(80) {
 		w.answeredBy(w.Client, "tcp", target, "b2")
 	}
+}
+
+// TestF79 has a kernel without the match that spreads connections.
+func TestF79_AKernelThatLacksAMatchIsRefusedAtTheStart(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 1)
+	for path, text := range map[string]string{
+		"/run/real/tool": "",
+		"/run/shim": `#!/bin/bash
+name=$(basename "$0")
+case "$name" in
+*-restore)
+	in=$(cat)
+	if [[ $in == *"-m statistic"* ]]; then
+		printf 'line 3: RULE_APPEND failed (No such file or directory)\n' >&2
+		exit 4
+	fi
+	printf '%s\n' "$in" | (exec -a "$name" /run/real/tool "$@") ;;
+*) exec -a "$name" /run/real/tool "$@" ;;
+esac
+`} {
+		if err := errors.Join(os.MkdirAll("/run/real", 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.LB.Run(t, "cp", "/usr/sbin/xtables-nft-multi", "/run/real/tool")
+	w.LB.Run(t, "mount", "--bind", "/run/shim", "/usr/sbin/xtables-nft-multi")
+	w.write(config(service{name: "web", port: 80, backends: w.at(8080, 1)}))
+	for _, command := range []string{"run", "plan"} {
+		out := w.must(1, command)
+		for _, part := range []string{"match statistic", "xt_statistic"} {
+			if !strings.Contains(out, part) {
+				t.Errorf("%s does not say %q:\n%s", command, part, out)
+			}
+		}
+	}
+	if state := w.kernelState(); state != "" {
+		t.Errorf("a refused start has put in place\n%s", state)
+	}
+	w.LB.Run(t, "umount", "/usr/sbin/xtables-nft-multi")
+	w.serveAll(8080)
+	w.start()
+	w.answeredBy(w.Client, "tcp", targets(80)[0], "b1")
 }

@@ -53,6 +53,9 @@ func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, 
 	if err := probe(ctx, tools, log); err != nil {
 		return nil, err
 	}
+	if err := tools.Probe(ctx); err != nil {
+		return nil, err
+	}
 	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
 	tables, err := iptables.New(iptables.Options{Tools: tools, Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
 	if err != nil {
@@ -68,7 +71,7 @@ func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, 
 	return &host{tools, door, map[lb.Mode]proxier.Proxier{lb.IPTables: tables}, evictor}, nil
 }
 
-// probe finds out what this host cannot do, before anything of it is changed.
+// probe finds out whether what stands on this host forbids to change it.
 func probe(ctx context.Context, tools *netfilter.Tools, log *slog.Logger) error {
 	var mixed *netfilter.MixedError
 	_, err := tools.CheckOther(ctx)

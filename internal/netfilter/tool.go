@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // ErrIncompatible says that a table holds what iptables cannot show, made with
@@ -18,18 +19,19 @@ var ErrIncompatible = errors.New("holds chains that only nft can show; vipd cann
 // run the binary on the calling goroutine, so they act in the network namespace of
 // its thread. At most one restore runs at once.
 type Tool struct {
-	family   Family
-	backend  Backend
-	options  ToolOptions
-	iptables string // absolute paths
-	restore  string
-	save     string
-	version  version
-	lock     *lockWaits    // of all Tools together
-	ledger   *Ledger       // of all Tools together; nil with the legacy backend
-	poll     *legacyPoll   // of all Tools together; nil with the nft backend
-	busy     chan struct{} // holds one token while a restore runs
-	noise    sync.Map      // by binary: what a run that succeeded complained of last
+	family          Family
+	backend         Backend
+	options         ToolOptions
+	iptables        string // absolute paths
+	restore         string
+	save            string
+	version         version
+	lock            *lockWaits    // of all Tools together
+	ledger          *Ledger       // of all Tools together; nil with the legacy backend
+	poll            *legacyPoll   // of all Tools together; nil with the nft backend
+	busy            chan struct{} // holds one token while a restore runs
+	plainMasquerade atomic.Bool   // the kernel has no --random-fully
+	noise           sync.Map      // by binary: what a run that succeeded complained of last
 }
 
 // Family returns the family that the tool works on.
@@ -41,8 +43,11 @@ func (t *Tool) Backend() Backend { return t.backend }
 // Version returns the version of iptables: "1.8.9".
 func (t *Tool) Version() string { return t.version.text }
 
-// HasRandomFully reports whether MASQUERADE knows --random-fully (iptables 1.6.2).
-func (t *Tool) HasRandomFully() bool { return t.version.atLeast(1, 6, 2) }
+// HasRandomFully reports whether MASQUERADE knows --random-fully (iptables 1.6.2, and
+// a kernel that Probe has not found to lack it).
+func (t *Tool) HasRandomFully() bool {
+	return t.version.atLeast(1, 6, 2) && !t.plainMasquerade.Load()
+}
 
 // CommitChains returns how many chains one commit may name. With the nft backend
 // more is quadratic: 10,000 services take 13 s in one commit, 2.3 s in commits of

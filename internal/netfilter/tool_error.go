@@ -48,8 +48,12 @@ func (e *exitError) refused() bool {
 			}
 		}
 	}
-	return errorLine.MatchString(e.stderr) && !strings.Contains(e.stderr, "unable to initialize table")
+	return errorLine.MatchString(e.stderr) && !e.noTable()
 }
+
+// noTable reports whether a legacy tool found no table: the kernel has none, or its
+// module cannot be loaded, or we may not.
+func (e *exitError) noTable() bool { return strings.Contains(e.stderr, "unable to initialize table") }
 
 func newRestoreError(script []byte, exit *exitError) *RestoreError {
 	e := &RestoreError{Stderr: strings.TrimSpace(exit.stderr)}

@@ -24,7 +24,7 @@ const (
 
 // lockStep is how long one run of a tool waits for the lock. Then it is run again:
 // so the wait hears its context, and it can be told who is waited for.
-const lockStep = 2 * time.Second
+const lockStep = time.Second
 
 // lockWaits counts the waits for the lock of x_tables, of both families.
 type lockWaits struct {
