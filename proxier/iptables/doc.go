@@ -4,7 +4,7 @@
 // The way of the first packet of a connection:
 //
 //	PREROUTING, OUTPUT -> VIPD-SVC    what goes to a VIP
-//	  -> VIPD-2-DISP -> VIPD-2-T-...  a tree over the VIPs and ports (tree.go)
+//	  -> VIPD-2-DISP -> VIPD-2-T-...  a tree over the VIPs and ports (chains.go)
 //	  -> VIPD-2-<service>             chooses a backend and translates (service.go)
 //	  -> VIPD-2-W-...                 when there are many backends
 //	  -> VIPD-2-A-..., VIPD-2-B-...   with affinity (affinity.go)

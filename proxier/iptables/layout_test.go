@@ -3,7 +3,6 @@ package iptables
 import (
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -72,9 +71,11 @@ func layoutOf(t testing.TB, services ...*lb.Service) map[string][]string {
 		}
 	}
 	slices.SortFunc(keys, compareKeys)
-	for _, n := range dispatchTree(keys) {
-		put(n.chain())
+	root := treeOf(keys)
+	for _, n := range chainsOf(root) {
+		put(nodeChain(n))
 	}
+	put(rootChain(root))
 	for _, c := range skeletonOf(f, netfilter.DefaultMark).Chains {
 		put(c)
 	}
@@ -155,87 +156,6 @@ var vipSets = map[string]func(i int) string{
 		a[0] |= 0x20
 		return fmt.Sprintf("[%s]:%d", netip.AddrFrom16(a), 1+i/128)
 	},
-}
-
-func TestTreeFindsEveryServiceAndIsNeverTooDeep(t *testing.T) {
-	for name, vip := range vipSets {
-		for _, n := range []int{1, 2, 8, 9, 33, 1000, 10000} {
-			seen := map[lb.Key]bool{}
-			var services []*lb.Service
-			for i := range n {
-				backend := "10.0.0.1:80"
-				if strings.HasPrefix(vip(i), "[") {
-					backend = "[fd00::1]:80"
-				}
-				if s := svc(vip(i), backend); !seen[s.Key] {
-					seen[s.Key] = true
-					services = append(services, s)
-				}
-			}
-			tr := newTracer(layoutOf(t, services...))
-			most := 0
-			for _, s := range services {
-				was := tr.visits
-				if got := tr.to(s.Key); !sameShares(got, proxiertest.Shares(s)) {
-					t.Fatalf("%s, %d: %s goes to %v", name, n, s.Key, got)
-				}
-				most = max(most, tr.visits-was)
-				for _, other := range []uint16{s.Key.Port + 1, s.Key.Port - 1} {
-					miss := s.Key
-					miss.Port = other
-					if got := tr.to(miss); !seen[miss] && len(got) > 0 {
-						t.Fatalf("%s, %d: %s, which is no service, goes to %v", name, n, miss, got)
-					}
-				}
-			}
-			if tr.deep+2 > 14 { // two levels of backends below the service
-				t.Errorf("%s, %d: %d chains deep", name, n, tr.deep)
-			}
-			average := float64(tr.visits) / float64(3*len(services))
-			t.Logf("%-10s %6d services: %3d chains, %2d deep, %.0f rules a packet, at most %d", name, len(services), len(tr.chains), tr.deep, average, most)
-			if average > 40 || most > 90 {
-				t.Errorf("%s, %d: %.0f rules a packet, at most %d", name, n, average, most)
-			}
-		}
-	}
-}
-
-func TestTreeChangesLittleWithOneKey(t *testing.T) {
-	for name, vip := range vipSets {
-		var keys []lb.Key
-		for i := range 5000 {
-			keys = append(keys, svc(vip(i)).Key)
-		}
-		slices.SortFunc(keys, compareKeys)
-		keys = slices.Compact(keys)
-		rng := rand.New(rand.NewPCG(1, 2))
-		most, sum := 0, 0
-		for range 50 {
-			i := rng.IntN(len(keys))
-			without := slices.Delete(slices.Clone(keys), i, i+1)
-			n := changed(dispatchTree(keys), dispatchTree(without))
-			most, sum = max(most, n), sum+n
-		}
-		t.Logf("%-10s %d chains of the tree change at most, %.1f on average", name, most, float64(sum)/50)
-		if most > 20 || sum > 50*4 {
-			t.Errorf("%s: one service changes %d chains, %.1f on average", name, most, float64(sum)/50)
-		}
-	}
-}
-
-// changed counts the chains that are not the same in both.
-func changed(a, b []treeNode) (n int) {
-	was := map[string]treeNode{}
-	for _, c := range a {
-		was[c.name] = c
-	}
-	for _, c := range b {
-		if !c.same(was[c.name]) {
-			n++
-		}
-		delete(was, c.name)
-	}
-	return n + len(was)
 }
 
 func TestF77_F78_CommentsAndNamesAreShort(t *testing.T) {

@@ -23,16 +23,15 @@ type memory struct {
 	// in place of what failed. Only the services of the family count.
 	applied lb.Snapshot
 	failed  map[lb.Key]failure // of the last pass
-	keys    []lb.Key           // those that the tree leads to, sorted by compareKeys
+	root    *tree              // the services that the dispatch leads to
 	strays  []lb.Key           // of those the ones of unknown content
 
 	// have is what stands in the kernel; nil means that it has to be read. It is
 	// all that an error makes us forget.
 	have     map[string]stamp
-	nodes    map[string]treeNode // of the tree
-	standing bool                // VIPD-SVC and the jumps into it
-	treeOpen bool                // the nodes in the kernel may be others
-	gated    bool                // when have was read nothing could be removed
+	standing bool // VIPD-SVC and the jumps into it
+	treeOpen bool // the nodes in the kernel may be others
+	gated    bool // when have was read nothing could be removed
 
 	// generation is that of the rule set when have was read; written tells whether
 	// we wrote since.

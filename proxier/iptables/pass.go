@@ -170,11 +170,12 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	p.fresh, p.table = true, t
 	m.treeOpen, m.gated = true, !p.how.Prune
 	_, m.standing = m.have[chainService]
-	p.strays, m.keys = nil, nil
+	p.strays = nil
+	var keys []lb.Key
 	stands := func(k lb.Key) bool { _, found := m.have[serviceChain(k)]; return found && p.ours(k) }
 	for s := range applied.All() {
 		if stands(s.Key) && len(s.Usable()) > 0 { // else it is damaged, and linked with its repair
-			m.keys = append(m.keys, s.Key)
+			keys = append(keys, s.Key)
 		}
 	}
 	for k := range linked {
@@ -183,8 +184,9 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 		}
 	}
 	m.strays = p.strays
-	m.keys = append(m.keys, p.strays...)
-	slices.SortFunc(m.keys, compareKeys)
+	keys = append(keys, p.strays...)
+	slices.SortFunc(keys, compareKeys)
+	m.root = (*tree)(nil).update(keys, nil)
 	return nil
 }
 

@@ -39,26 +39,29 @@ func ruleOf(words ...string) string {
 }
 
 // matchKey matches the packets of one service.
-func matchKey(k lb.Key) string {
-	return matchPrefix(prefix{k, keyBits(k)})
-}
+func matchKey(k lb.Key) string { return matchPrefix(k, keyBits(k)) }
 
-// matchPrefix matches the packets of all services below a node of the trie.
-func matchPrefix(p prefix) string {
-	n := p.key.Addr.BitLen()
-	if p.bits <= n {
-		if p.bits == 0 {
+// matchPrefix matches the packets of all services whose keys begin with the same
+// bits as k.
+func matchPrefix(k lb.Key, bits int) string {
+	n := k.Addr.BitLen()
+	if bits <= n {
+		if bits == 0 {
 			return ""
 		}
-		return "-d " + netip.PrefixFrom(p.key.Addr, p.bits).Masked().String()
+		return "-d " + netip.PrefixFrom(k.Addr, bits).Masked().String()
 	}
-	proto := p.key.Protocol.String()
-	rule := "-d " + netip.PrefixFrom(p.key.Addr, n).String() + " -p " + proto
-	free := n + 1 + portBits - p.bits // bits of the port that may be any
-	if free >= portBits {
+	proto := k.Protocol.String()
+	rule := "-d " + netip.PrefixFrom(k.Addr, n).String()
+	if bits < n+protocolBits {
+		return rule + " ! -p " + lb.SCTP.String()
+	}
+	rule += " -p " + proto
+	free := keyBits(k) - bits // bits of the port that may be any
+	if free == portBits {
 		return rule
 	}
-	first := p.key.Port >> free << free
+	first := k.Port >> free << free
 	rule += " -m " + proto + " --dport " + strconv.Itoa(int(first))
 	if free > 0 {
 		rule += ":" + strconv.Itoa(int(first|(1<<free-1)))

@@ -53,6 +53,7 @@ type parsedRule struct {
 	id     string
 	dst    netip.Prefix
 	proto  lb.Protocol
+	not    lb.Protocol
 	lo, hi uint16
 	share  float64 // of the packets that get here
 	every  int
@@ -97,7 +98,7 @@ func (t *tracer) walk(chain string, k lb.Key, part float64, depth int, result ma
 			break
 		}
 		t.visits++
-		if r.never || r.dst.IsValid() && !r.dst.Contains(k.Addr) || r.proto != 0 && r.proto != k.Protocol || r.hi != 0 && (k.Port < r.lo || k.Port > r.hi) {
+		if r.never || r.dst.IsValid() && !r.dst.Contains(k.Addr) || r.proto != 0 && r.proto != k.Protocol || r.not == k.Protocol || r.hi != 0 && (k.Port < r.lo || k.Port > r.hi) {
 			continue
 		}
 		if r.set != "" {
@@ -183,7 +184,12 @@ func (r *parsedRule) word(w string, rest []string) int {
 	case "--exist":
 		return 0
 	case "!":
-		r.never = true // "! --syn" is the only one
+		if rest[0] == "-p" {
+			r.not, err = lb.ParseProtocol(rest[1])
+			must(err)
+			return 2
+		}
+		r.never = true // "! --syn" is the only other one
 		return 3
 	case "--match-set":
 		if strings.Contains(rest[0], setClients) {

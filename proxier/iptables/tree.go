@@ -9,131 +9,161 @@ import (
 	"vipd/lb"
 )
 
-// leafSize is how many services one chain tells apart by a rule each; fanout is
-// by how much a level of the tree above is larger. With both, 131,072 services
-// take 8 levels, whatever their addresses are.
-const (
-	leafSize = 8
-	fanout   = 4
-)
-
-// tree finds the node of a service by the bits of its address, protocol and port.
+// tree is a set of keys as a binary trie over their bits: a node is a run of keys
+// that begin with the same bits, divided where the first bit differs. nil is the
+// empty set. From it follow the chains of the dispatch (chains.go).
 //
-// The keys are thought of as a binary trie: a node of it is a run of sorted keys,
-// divided where the first bit differs. A part is such a run without the runs that
-// were cut out of it. divide cuts a part into parts of at most some size, from
-// the bottom up: of two siblings that are too much together those which hold at
-// least half of it (after Kundu and Misra, 1977). So a part of 4 times the size
-// becomes at most 8, and what one key changes stays near it.
-//
-// The result depends on the set of keys alone, not on how it came about: a
-// restart finds the tree it left.
-type tree struct{ keys []lb.Key }
+// A tree is immutable. An update copies the way to what it changes and shares all
+// else, so two trees are compared in proportion to what differs: the same pointer
+// is the same set. What is in a node depends on its keys alone, not on how they
+// came together: a restart finds the tree it left.
+type tree struct {
+	key         lb.Key // one of the keys
+	left, right *tree  // nil for a single key
+	size        int32  // how many keys
+	cost        uint16 // of the chain of this node, see chains.go; 0 for a single key
+	bits        uint8  // that all the keys have in common
+	depth       uint8  // most chains on the way from here to a service; 0 for a single key
+}
 
 // compareKeys orders keys by the bits that the tree looks at.
 func compareKeys(a, b lb.Key) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// part is the run keys[lo:hi] without the holes, which are sorted and disjoint.
-type part struct {
-	lo, hi int
-	holes  []span
-	size   int // keys that are left
-}
-
-type span struct{ lo, hi int }
-
-func (t tree) whole() part { return part{hi: len(t.keys), size: len(t.keys)} }
-
-// divide returns parts of at most limit keys that together are p. A part that
-// lies inside another one comes before it.
-func (t tree) divide(p part, limit int) []part {
-	var cut []part
-	if rest := t.fold(p, limit, &cut); rest.size > 0 {
-		cut = append(cut, rest)
-	}
-	return cut
-}
-
-// fold returns what is left of p after cutting parts off until it fits.
-func (t tree) fold(p part, limit int, cut *[]part) part {
-	if p.size <= limit {
-		return p
-	}
-	left, right := t.split(p)
-	left, right = t.fold(left, limit, cut), t.fold(right, limit, cut)
-	if left.size+right.size > limit {
-		for _, half := range []*part{&left, &right} {
-			if 2*half.size >= limit {
-				*cut = append(*cut, *half)
-				*half = part{lo: half.lo, hi: half.hi, holes: []span{{half.lo, half.hi}}}
-			}
+// has reports whether k is in the set.
+func (t *tree) has(k lb.Key) bool {
+	for t != nil && t.left != nil {
+		if hasBit(k, int(t.bits)) {
+			t = t.right
+		} else {
+			t = t.left
 		}
 	}
-	return part{lo: p.lo, hi: p.hi, holes: slices.Concat(left.holes, right.holes), size: left.size + right.size}
+	return t != nil && t.key == k
 }
 
-// split divides p where its keys first differ. A hole lies in one half, for both
-// are nodes of one trie.
-func (t tree) split(p part) (left, right part) {
-	bit := commonBits(t.keys[p.lo], t.keys[p.hi-1])
-	middle := p.lo + sort.Search(p.hi-p.lo, func(i int) bool { return hasBit(t.keys[p.lo+i], bit) })
-	h := sort.Search(len(p.holes), func(i int) bool { return p.holes[i].lo >= middle })
-	return newPart(p.lo, middle, p.holes[:h:h]), newPart(middle, p.hi, p.holes[h:])
-}
-
-func newPart(lo, hi int, holes []span) part {
-	p := part{lo: lo, hi: hi, holes: holes, size: hi - lo}
-	for _, h := range holes {
-		p.size -= h.hi - h.lo
+// update returns the set with the keys of in and without those of out, which are
+// in it. Both are sorted by compareKeys, and no key is in both.
+func (t *tree) update(in, out []lb.Key) *tree {
+	switch {
+	case len(in)+len(out) == 0:
+		return t
+	case t == nil && len(in) == 0:
+		return nil
+	case t == nil && in[0] == in[len(in)-1]:
+		return &tree{key: in[0], bits: uint8(keyBits(in[0])), size: 1}
 	}
-	return p
-}
-
-// left returns the keys of p.
-func (t tree) left(p part) []lb.Key {
-	keys := make([]lb.Key, 0, p.size)
-	at := p.lo
-	for _, h := range p.holes {
-		keys = append(keys, t.keys[at:h.lo]...)
-		at = h.hi
+	at := keyBits(t.any(in))
+	if t != nil {
+		at = int(t.bits)
 	}
-	return append(keys, t.keys[at:p.hi]...)
+	if len(in) > 0 {
+		at = min(at, commonBits(in[0], in[len(in)-1]), commonBits(in[0], t.any(in)))
+	}
+	if at == keyBits(t.any(in)) { // a single key, and nothing new
+		if len(out) > 0 && slices.Contains(out, t.key) {
+			return nil
+		}
+		return t
+	}
+	left, right := t.halves(at)
+	i, o := splitKeys(in, at), splitKeys(out, at)
+	l, r := left.update(in[:i], out[:o]), right.update(in[i:], out[o:])
+	if t != nil && l == t.left && r == t.right {
+		return t
+	}
+	return join(l, r)
 }
 
-// prefix is a node of the trie: the keys which begin with the same bits as key.
-type prefix struct {
-	key  lb.Key
-	bits int
+// any returns a key of the set, or the first of keys if it is empty.
+func (t *tree) any(keys []lb.Key) lb.Key {
+	if t != nil {
+		return t.key
+	}
+	return keys[0]
 }
 
-// prefix returns the node of the trie that the run is.
-func (t tree) prefix(s span) prefix {
-	return prefix{t.keys[s.lo], commonBits(t.keys[s.lo], t.keys[s.hi-1])}
+// halves returns the sets of the keys without and with a bit before which all of
+// them are the same.
+func (t *tree) halves(bit int) (left, right *tree) {
+	switch {
+	case t == nil:
+		return nil, nil
+	case bit == int(t.bits):
+		return t.left, t.right
+	case hasBit(t.key, bit):
+		return nil, t
+	}
+	return t, nil
 }
 
-// The bits of a key, in order: the address, one for the protocol, 16 of the port.
-const portBits = 16
+// splitKeys returns where those with the bit begin.
+func splitKeys(keys []lb.Key, bit int) int {
+	return sort.Search(len(keys), func(i int) bool { return hasBit(keys[i], bit) })
+}
+
+// join returns the set of the keys of both.
+func join(l, r *tree) *tree {
+	if l == nil {
+		return r
+	}
+	if r == nil {
+		return l
+	}
+	t := &tree{key: l.key, left: l, right: r, size: l.size + r.size, bits: uint8(commonBits(l.key, r.key))}
+	t.settle()
+	return t
+}
+
+// all appends the keys in order.
+func (t *tree) all(keys []lb.Key) []lb.Key {
+	switch {
+	case t == nil:
+		return keys
+	case t.left == nil:
+		return append(keys, t.key)
+	}
+	return t.right.all(t.left.all(keys))
+}
+
+// The bits of a key, in order: the address, the protocol, the port. TCP and UDP
+// share the first bit of the protocol, so that "! -p sctp" tells them from SCTP.
+const (
+	protocolBits = 2
+	portBits     = 16
+	maxKeyBits   = 128 + protocolBits + portBits
+)
 
 // keyBits returns how many bits a key of that family has.
-func keyBits(k lb.Key) int { return k.Addr.BitLen() + 1 + portBits }
+func keyBits(k lb.Key) int { return k.Addr.BitLen() + protocolBits + portBits }
+
+// protocolCode returns the bits of the protocol, in the order of compareKeys.
+func protocolCode(p lb.Protocol) uint8 {
+	switch p {
+	case lb.TCP:
+		return 0b00
+	case lb.UDP:
+		return 0b01
+	}
+	return 0b10
+}
 
 // commonBits returns how many bits at the start of two keys are the same.
 func commonBits(a, b lb.Key) int {
 	n := a.Addr.BitLen()
 	if a.Addr != b.Addr {
-		x, y := a.Addr.AsSlice(), b.Addr.AsSlice()
-		for i := range x {
+		x, y := a.Addr.As16(), b.Addr.As16()
+		for i := (128 - n) / 8; i < 16; i++ {
 			if d := x[i] ^ y[i]; d != 0 {
-				return i*8 + bits.LeadingZeros8(d)
+				return i*8 + bits.LeadingZeros8(d) - (128 - n)
 			}
 		}
 	}
-	if a.Protocol != b.Protocol {
-		return n
+	if d := protocolCode(a.Protocol) ^ protocolCode(b.Protocol); d != 0 {
+		return n + bits.LeadingZeros8(d) - (8 - protocolBits)
 	}
-	return n + 1 + bits.LeadingZeros16(a.Port^b.Port)
+	return n + protocolBits + bits.LeadingZeros16(a.Port^b.Port)
 }
 
 // hasBit returns bit i of a key.
@@ -141,9 +171,11 @@ func hasBit(k lb.Key, i int) bool {
 	n := k.Addr.BitLen()
 	switch {
 	case i < n:
-		return k.Addr.AsSlice()[i/8]&(0x80>>(i%8)) != 0
-	case i == n:
-		return k.Protocol == lb.UDP
+		a := k.Addr.As16() // an IPv4 address is at its end
+		i += 128 - n
+		return a[i/8]&(0x80>>(i%8)) != 0
+	case i < n+protocolBits:
+		return protocolCode(k.Protocol)&(0b10>>(i-n)) != 0
 	}
-	return k.Port&(0x8000>>(i-n-1)) != 0
+	return k.Port&(0x8000>>(i-n-protocolBits)) != 0
 }

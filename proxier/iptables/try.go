@@ -17,9 +17,8 @@ type attempt struct {
 	skeleton []commit
 	garbage  []commit
 
-	moved bool     // the tree is another one
-	keys  []lb.Key // that it leads to afterwards
-	nodes map[string]treeNode
+	root *tree   // what the tree leads to afterwards
+	gone []*tree // nodes of it that go, unless the kernel was read
 }
 
 // try puts changes in place, and removes what they leave if asked to. If it is
@@ -36,7 +35,7 @@ func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) erro
 			return err
 		}
 	}
-	m.keys, m.nodes, m.treeOpen = a.keys, a.nodes, false
+	m.root, m.treeOpen = a.root, false
 	m.standing = p.skeletonWanted()
 	p.applied = append(p.applied, changes...)
 	for _, c := range changes {
@@ -51,7 +50,7 @@ func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) erro
 // plan works out what a try has to write.
 func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
 	m := p.memory
-	a := attempt{keys: m.keys, nodes: m.nodes}
+	a := attempt{root: relink(m.root, changes)}
 	var left []string // chains that the changed services had and have no more
 	for _, c := range changes {
 		part, gone, err := p.planService(c)
@@ -62,10 +61,8 @@ func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
 		left = append(left, gone...)
 	}
 	wanted := p.skeletonWanted()
-	keys, moved := relink(m.keys, changes)
-	if moved || m.treeOpen {
-		a.keys, a.moved = keys, true
-		p.planTree(&a, wanted)
+	if wanted && (a.root != m.root || m.treeOpen) {
+		p.planTree(&a)
 	}
 	if p.fresh && !p.mended {
 		a.skeleton = p.planSkeleton(wanted)
@@ -141,49 +138,42 @@ func (p *pass) closeOlder(k lb.Key) []netfilter.Chain {
 	return []netfilter.Chain{c}
 }
 
-// relink returns the keys that the tree leads to after the changes, and whether
-// they are others than before.
-func relink(keys []lb.Key, changes []change) (_ []lb.Key, moved bool) {
-	out := map[lb.Key]bool{}
-	var in []lb.Key
+// relink returns the tree after the changes.
+func relink(root *tree, changes []change) *tree {
+	var in, out []lb.Key
 	for _, c := range changes {
-		_, linked := slices.BinarySearchFunc(keys, c.key(), compareKeys)
-		usable := c.after != nil && len(c.after.Usable()) > 0
+		linked, usable := root.has(c.key()), c.after != nil && len(c.after.Usable()) > 0
 		switch {
 		case linked && !usable:
-			out[c.key()] = true
+			out = append(out, c.key())
 		case !linked && usable:
 			in = append(in, c.key())
 		}
 	}
-	if len(in)+len(out) == 0 {
-		return keys, false
-	}
-	next := make([]lb.Key, 0, len(keys)+len(in)-len(out))
-	for _, k := range keys {
-		if !out[k] {
-			next = append(next, k)
-		}
-	}
-	next = append(next, in...)
-	slices.SortFunc(next, compareKeys)
-	return next, true
+	slices.SortFunc(in, compareKeys)
+	slices.SortFunc(out, compareKeys)
+	return root.update(in, out)
 }
 
-// planTree compares the tree of a.keys with the one that stands.
-func (p *pass) planTree(a *attempt, wanted bool) {
-	a.nodes = map[string]treeNode{}
-	if !wanted {
-		return
+// planTree compares the tree with the one that stands.
+func (p *pass) planTree(a *attempt) {
+	m := p.memory
+	old := m.root
+	if m.treeOpen {
+		old = nil
 	}
-	for _, n := range dispatchTree(a.keys) {
-		a.nodes[n.name] = n
-		if old, found := p.memory.nodes[n.name]; found && !p.memory.treeOpen && n.same(old) {
-			continue
-		}
-		if c := n.chain(); p.memory.have[c.Name] != stampOf(c) {
-			a.tree = append(a.tree, commit{write: []netfilter.Chain{c}})
-		}
+	write, gone := diffChains(old, a.root)
+	a.gone = gone
+	for _, n := range write {
+		a.write(m, nodeChain(n))
+	}
+	a.write(m, rootChain(a.root))
+}
+
+// write adds a chain of the tree, unless it stands as it should.
+func (a *attempt) write(m *memory, c netfilter.Chain) {
+	if m.have[c.Name] != stampOf(c) {
+		a.tree = append(a.tree, commit{write: []netfilter.Chain{c}})
 	}
 }
 
@@ -221,11 +211,9 @@ func (p *pass) planGarbage(a *attempt, left []string) []commit {
 	m := p.memory
 	if p.fresh {
 		left = p.unwanted(a, left)
-	} else if a.moved {
-		for name := range m.nodes {
-			if _, stays := a.nodes[name]; !stays {
-				left = append(left, name)
-			}
+	} else {
+		for _, n := range a.gone {
+			left = append(left, nodeName(n))
 		}
 	}
 	slices.Sort(left)
@@ -257,6 +245,13 @@ func removal(names []string, limit int) (parts []commit) {
 func (p *pass) unwanted(a *attempt, left []string) []string {
 	m := p.memory
 	stays := map[string]bool{}
+	if p.skeletonWanted() {
+		stays[chainDispatch] = true
+		nodes, _ := diffChains(nil, a.root)
+		for _, n := range nodes {
+			stays[nodeName(n)] = true
+		}
+	}
 	if p.how.Prune {
 		for s := range p.target().All() {
 			if !p.ours(s.Key) {
@@ -279,7 +274,7 @@ func (p *pass) unwanted(a *attempt, left []string) []string {
 	for name := range m.have {
 		switch kindOf(name) {
 		case node:
-			if _, found := a.nodes[name]; !found {
+			if !stays[name] {
 				left = append(left, name)
 			}
 		case service:
