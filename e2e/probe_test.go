@@ -201,3 +201,9 @@ func (w *world) sameEntries(before, after []string) {
 		}
 	}
 }
+
+// serves tells whether a service answers, within a moment.
+func (w *world) serves(target netip.AddrPort) bool {
+	_, err := loss.Request{In: w.Client.Do, Network: "tcp", Target: target, Deadline: 50 * time.Millisecond}.Ask(w.t.Context())
+	return err == nil
+}
