@@ -66,3 +66,37 @@ func TestScaleOfVIPs(t *testing.T) {
 		})
 	}
 }
+
+// TestScaleOfRanges prints what many ranges of clients cost, to put up and to
+// change, on one service and on many.
+func TestScaleOfRanges(t *testing.T) {
+	for _, c := range []struct{ services, ranges int }{{1, 10_000}, {1000, 10}} {
+		t.Run(fmt.Sprintf("%d services of %d", c.services, c.ranges), func(t *testing.T) {
+			if !kerneltest.Isolate(t) {
+				return
+			}
+			d := realWorld().door(t)
+			edit := lb.Snapshot{}.Edit()
+			for i := range c.services {
+				s := oneOfMany(i, 1, 0)
+				for j := range c.ranges {
+					s.Clients = append(s.Clients, netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(j >> 8), byte(j), byte(j % 4 * 64)}), 26+j%6))
+				}
+				s.Clients = lb.NormalizeClients(s.Clients)
+				edit.Put(s)
+			}
+			step := func(name string) {
+				begin := time.Now()
+				clean(t, d, edit.Snapshot(), prune)
+				t.Logf("%-10s %v", name, time.Since(begin).Round(10*time.Microsecond))
+			}
+			step("load")
+			first := *oneOfMany(0, 1, 0)
+			first.Clients = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+			edit.Put(&first)
+			step("one change")
+			edit.Delete(first.Key)
+			step("one gone")
+		})
+	}
+}
