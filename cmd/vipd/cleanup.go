@@ -32,7 +32,7 @@ configuration, may be repeated, and goes on after an error.`,
 			if err := cleanup(cmd.Context(), o); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), "everything of vipd is gone")
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "what is vipd's alone is gone")
 			return err
 		},
 	}
