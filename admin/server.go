@@ -177,9 +177,7 @@ func trusted(next http.HandlerFunc) http.HandlerFunc {
 func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(body) // the peer went away: nobody to tell
+	_ = json.NewEncoder(w).Encode(body) // the peer went away: nobody to tell
 }
 
 // peerKey is the context key for the user id of the peer.

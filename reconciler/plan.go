@@ -37,11 +37,7 @@ func (r *Reconciler) Plan(ctx context.Context, view *discovery.View, s Settings)
 func (r *Reconciler) copies() (*desired.Memo, stages) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	copied := stages{}
-	for name, q := range r.stages {
-		copied[name] = q.clone()
-	}
-	return r.memo.Clone(), copied
+	return r.memo.Clone(), r.stages.clone()
 }
 
 // PlanOnce is Plan without a running daemon: from the memo of the last run and

@@ -140,15 +140,6 @@ func (q *quarantine) due() time.Time {
 	return due
 }
 
-// errors returns the reasons, for Status.
-func (q *quarantine) errors() map[lb.Key]error {
-	reasons := make(map[lb.Key]error, len(q.suspects))
-	for k, s := range q.suspects {
-		reasons[k] = s.err
-	}
-	return reasons
-}
-
 func (q *quarantine) clone() *quarantine {
 	return &quarantine{suspects: maps.Clone(q.suspects), applied: q.applied, former: q.former}
 }

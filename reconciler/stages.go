@@ -13,6 +13,15 @@ const doorStage lb.Mode = ""
 // stages hold what each stage of a pass has accepted and rejected.
 type stages map[lb.Mode]*quarantine
 
+// clone returns stages that can be changed apart from s.
+func (s stages) clone() stages {
+	c := make(stages, len(s))
+	for name, q := range s {
+		c[name] = q.clone()
+	}
+	return c
+}
+
 // admit returns what a mode is to be asked for. Services that the door refused
 // are not served either, but what stands stays. A service that moves to another
 // mode stays as it is until that one has it.

@@ -81,30 +81,34 @@ type ProblemStatus struct {
 	Reason string `json:"reason"`
 }
 
-// Status returns a snapshot of what is known. It never waits for the kernel.
+// Status returns a snapshot of what is known. It never waits for the kernel, and
+// passes wait for it no longer than it takes to copy a map.
 func (r *Reconciler) Status() Status {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	view := r.views.Get()
-	s := Status{
-		Started: r.started, Mode: r.settings.Mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
-		Sources: []SourceStatus{}, Services: []ServiceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
-	}
-	s.Pass.Pending = view.Seq != r.view.Seq || r.pass.Count == 0
+	s, memo, stages := r.known(view.Seq)
 	for _, v := range view.Sources {
 		s.Sources = append(s.Sources, sourceStatus(v))
 	}
-	suspects := map[lb.Mode]map[lb.Key]error{}
-	for name, q := range r.stages {
-		suspects[name] = q.errors()
+	s.Services = make([]ServiceStatus, 0, memo.Len())
+	for svc := range memo.Services(time.Now()) {
+		s.Services = append(s.Services, stages.status(svc))
 	}
-	for svc := range r.memo.Services(time.Now()) {
-		s.Services = append(s.Services, r.serviceStatus(svc, suspects))
-	}
-	for k, p := range r.memo.Problems() {
+	for k, p := range memo.Problems() {
 		s.Problems = append(s.Problems, ProblemStatus{k, p.Source, p.Name, p.Reason})
 	}
 	return s
+}
+
+// known returns what Status has to take from between two passes.
+func (r *Reconciler) known(newest uint64) (Status, *desired.Memo, stages) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := Status{
+		Started: r.started, Mode: r.settings.Mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
+		Sources: []SourceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
+	}
+	s.Pass.Pending = newest != r.view.Seq || r.pass.Count == 0
+	return s, r.memo.Still(), r.stages.clone()
 }
 
 func sourceStatus(v discovery.SourceView) SourceStatus {
@@ -124,28 +128,29 @@ func sourceStatus(v discovery.SourceView) SourceStatus {
 	return s
 }
 
-func (r *Reconciler) serviceStatus(svc desired.Service, suspects map[lb.Mode]map[lb.Key]error) ServiceStatus {
-	s := ServiceStatus{Service: svc}
-	err := suspects[doorStage][svc.Key]
-	if err == nil {
-		err = suspects[svc.Mode][svc.Key]
+// status tells how a service stands.
+func (s stages) status(svc desired.Service) ServiceStatus {
+	status := ServiceStatus{Service: svc}
+	err := s[doorStage].suspects[svc.Key].err
+	applied := s[svc.Mode]
+	if err == nil && applied != nil {
+		err = applied.suspects[svc.Key].err
 	}
-	applied := r.stages[svc.Mode]
 	switch {
 	case err != nil:
-		s.State, s.Error = "quarantined", err.Error()
+		status.State, status.Error = "quarantined", err.Error()
 	case applied == nil || applied.applied.Get(svc.Key) == nil:
-		s.State = "pending"
+		status.State = "pending"
 	case svc.Moving:
-		s.State = "moving"
+		status.State = "moving"
 	case svc.Leaving:
-		s.State = "draining"
+		status.State = "draining"
 	case !svc.Usable():
-		s.State = "refusing"
+		status.State = "refusing"
 	default:
-		s.State = "serving"
+		status.State = "serving"
 	}
-	return s
+	return status
 }
 
 // note records how a pass went, and logs it when that is news.
