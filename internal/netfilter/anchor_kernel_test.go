@@ -122,6 +122,8 @@ var floods = map[string][]string{
 // TestF65_EstablishedConnectionsLiveBesideTheAnchor shows with packets what the
 // anchor is for: connections that go on while the rules are gone, and nobody mends
 // anything. Without it they are reset: the flood is real.
+//
+//lane:vm
 func TestF65_EstablishedConnectionsLiveBesideTheAnchor(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
