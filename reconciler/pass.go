@@ -18,6 +18,7 @@ import (
 // runPass makes one pass and tells the throttle, Status and whoever waits.
 func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 	view := r.views.Get()
+	r.drifts.Store(0)
 	how := proxier.How{Fresh: r.throttle.begin(now), Prune: view.Spoken()}
 	how.Fresh = how.Fresh || how.Prune && !r.pruned // what was left standing since the start goes now
 

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vipd/desired"
@@ -76,6 +77,7 @@ type Reconciler struct {
 	log      *slog.Logger
 	started  time.Time
 	kick     *latest.Cell[request]
+	drifts   atomic.Int32                   // told since the last pass began
 	errands  chan func(ctx context.Context) // run between passes by the loop
 	ended    chan struct{}                  // closed when Run returns
 
@@ -147,7 +149,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case <-r.views.Changed():
 			r.throttle.request(time.Now(), false)
 		case <-r.kick.Changed():
-			r.log.Info("the kernel changed under us; comparing", "what", r.kick.Get().reason)
+			if reason := r.kick.Get().reason; reason != "" {
+				r.log.Info("comparing with the kernel", "because", reason)
+			}
 			r.throttle.request(time.Now(), true)
 		case errand := <-r.errands:
 			errand(ctx)

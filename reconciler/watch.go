@@ -2,6 +2,7 @@ package reconciler
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -25,16 +26,27 @@ func (r *Reconciler) watch(ctx context.Context, group *sync.WaitGroup) {
 	}
 }
 
+// maxDrifts is how many drifts are logged between two passes.
+const maxDrifts = 10
+
+// drifted logs a change of ours that somebody else made, and asks for a pass.
+func (r *Reconciler) drifted(d proxier.Drift) {
+	level := slog.LevelWarn
+	if r.drifts.Add(1) > maxDrifts {
+		level = slog.LevelDebug
+	}
+	args := []any{"what", d.Object}
+	if d.By != "" {
+		args = append(args, "by", d.By)
+	}
+	r.log.Log(context.Background(), level, "somebody else changed what is ours; comparing", args...)
+	r.kick.Set(request{})
+}
+
 func (r *Reconciler) watchOne(ctx context.Context, name string, w proxier.Watcher) {
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
 		began := time.Now()
-		err := w.Watch(ctx, func(d proxier.Drift) {
-			reason := d.Object
-			if d.By != "" {
-				reason += " by " + d.By
-			}
-			r.Trigger(reason)
-		})
+		err := w.Watch(ctx, r.drifted)
 		if ctx.Err() != nil {
 			return
 		}

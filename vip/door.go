@@ -84,6 +84,7 @@ type kernel struct {
 	tables   func(netfilter.Family) (tables, error) // an error says why the family cannot be filtered
 	sysctls  sysctls
 	policies policies
+	watch    func(context.Context, func(netfilter.Drift)) error // of the packet filter, until ctx ends
 }
 
 // Door puts VIPs up and down. Shut, Open and Plan are called one at a time;
@@ -155,6 +156,7 @@ func running(tools *netfilter.Tools) *kernel {
 		anchors:  tools.Anchors(),
 		anchored: anchored(tools),
 		sysctls:  procSysctls{root: "/proc/sys"},
+		watch:    tools.Watch,
 	}
 }
 

@@ -24,6 +24,8 @@ type members interface {
 	// read takes over what the kernel was seen to hold.
 	read(have map[netfilter.Entry]struct{})
 	held(e netfilter.Entry) bool
+	// holds returns how many entries the kernel holds.
+	holds() int
 	clone() members
 }
 
@@ -51,6 +53,7 @@ func (p *packed[E]) surplus() []netfilter.Entry      { return p.unpackAll(p.tall
 func (p *packed[E]) added(e netfilter.Entry)         { p.tally.added(p.pack(e)) }
 func (p *packed[E]) removed(e netfilter.Entry)       { p.tally.removed(p.pack(e)) }
 func (p *packed[E]) held(e netfilter.Entry) bool     { return p.tally.held(p.pack(e)) }
+func (p *packed[E]) holds() int                      { return p.tally.holds }
 func (p *packed[E]) clone() members                  { return &packed[E]{p.tally.clone(), p.pack, p.unpack} }
 
 func (p *packed[E]) read(have map[netfilter.Entry]struct{}) {

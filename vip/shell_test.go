@@ -46,6 +46,9 @@ func (h *fakeHost) ipset(t *testing.T, words []string) error {
 	if i < 0 {
 		return netfilter.ErrNoSet
 	}
+	if words[0] == "add" {
+		return h.sets.Add(t.Context(), sets[i], []netfilter.Entry{{Addr: netip.MustParseAddr(words[2])}})
+	}
 	entries, err := h.sets.Entries(t.Context(), sets[i])
 	fatal(t, err)
 	maps.DeleteFunc(entries, func(e netfilter.Entry, _ struct{}) bool { return words[0] == "del" && e.String() != words[2] })

@@ -21,14 +21,12 @@ const maxDrifts = 20
 // maxEvents is how many addresses with news are looked at singly.
 const maxEvents = 1 << 16
 
-var _ proxier.Watcher = (*Door)(nil)
-
-// Watch calls drift when our device or an address of ours went or changed, when
+// watchLinks calls drift when our device or an address of ours went or changed, when
 // an address equal to a VIP of ours came or went elsewhere on this host, and when
 // the subnets changed on which masquerade "auto" depends. An event only makes it
 // look: what is found is compared with what the door left behind, so that our own
 // writes do not count. It returns nil when ctx ends.
-func (d *Door) Watch(ctx context.Context, drift func(proxier.Drift)) error {
+func (d *Door) watchLinks(ctx context.Context, drift func(proxier.Drift)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	news := &news{changed: make(chan struct{}, 1)}
 	var looking sync.WaitGroup

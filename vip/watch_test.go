@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"vipd/internal/netfilter"
 	"vipd/lb"
 	"vipd/proxier"
 )
@@ -22,6 +23,9 @@ type listener struct {
 func (l *listener) drift(d proxier.Drift) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if d.By != "" {
+		d.Object += " by " + d.By
+	}
 	l.told = append(l.told, d.Object)
 }
 
@@ -170,4 +174,47 @@ func TestWatchEndsWithItsError(t *testing.T) {
 	if err := w.door(t).Watch(t.Context(), func(proxier.Drift) {}); err == nil || err.Error() != "no watch" {
 		t.Errorf("Watch = %v", err)
 	}
+}
+
+func TestB61_WatchTellsOfRulesAndOfTheirCulprit(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	watching(t, d, func(t *testing.T, l *listener, settled func()) {
+		w.fake.tell(netfilter.Drift{Object: "IPv4 table nat", By: "iptables (pid 7)"})
+		settled()
+		if told := l.taken(); !slices.Equal(told, []string{"IPv4 table nat by iptables (pid 7)"}) {
+			t.Errorf("told %v", told)
+		}
+	})
+}
+
+func TestB61_WatchTellsOfSets(t *testing.T) {
+	w := newFakeWorld()
+	w.sh(t, uplink)
+	d := w.door(t)
+	watching(t, d, func(t *testing.T, l *listener, settled func()) {
+		for _, c := range []struct {
+			command string
+			told    []string
+		}{
+			{"ipset flush vipd-vip4", []string{"set vipd-vip4 (0 entries in place of 1)"}},
+			{"ipset add vipd-vip6 2001:db8::99", []string{"set vipd-vip6 (2 entries in place of 1)"}},
+			{"ipset flush vipd-hair4", nil}, // it was empty
+		} {
+			clean(t, d, pair(), prune)
+			time.Sleep(2 * setInterval)
+			settled()
+			if told := l.taken(); told != nil {
+				t.Fatalf("our own writes were told: %v", told)
+			}
+			w.sh(t, c.command)
+			time.Sleep(3 * setInterval) // once is enough
+			settled()
+			if told := l.taken(); !slices.Equal(told, c.told) {
+				t.Errorf("%s: told %v, want %v", c.command, told, c.told)
+			}
+			clean(t, d, pair(), prune)
+			w.has(t, "entry", pairEntries...)
+		}
+	})
 }

@@ -31,6 +31,7 @@ type fakeHost struct {
 	sys    *fakeSysctls
 
 	policies *fakePolicies
+	tell     func(netfilter.Drift) // of the watch of the rules that runs
 	anchors  *fakeAnchors
 }
 
@@ -42,9 +43,16 @@ func newFakeWorld() *world {
 	h.sets.InUse = func(name string) bool { return h.tables[0].uses(name) || h.tables[1].uses(name) }
 	return &world{
 		raw: &kernel{links: h.links, sets: h.sets, sysctls: h.sys, policies: h.policies, anchors: h.anchors, anchored: true,
-			tables: func(f netfilter.Family) (tables, error) { return h.tables[index(f)], nil }},
+			tables: func(f netfilter.Family) (tables, error) { return h.tables[index(f)], nil }, watch: h.watchRules},
 		fake: h, shell: h.shell,
 	}
+}
+
+// watchRules tells nothing by itself.
+func (h *fakeHost) watchRules(ctx context.Context, tell func(netfilter.Drift)) error {
+	h.tell = tell
+	<-ctx.Done()
+	return nil
 }
 
 // sh makes changes as somebody else would, a line each.
@@ -86,7 +94,7 @@ func (w *world) note(format string, args ...any) {
 func (w *world) recording() *kernel {
 	return &kernel{
 		links: recordedLinks{w.raw.links, w}, sets: recordedSets{w.raw.sets, w}, sysctls: recordedSysctls{w.raw.sysctls, w}, policies: w.raw.policies,
-		anchors: recordedAnchors{w.raw.anchors, w}, anchored: w.raw.anchored,
+		anchors: recordedAnchors{w.raw.anchors, w}, anchored: w.raw.anchored, watch: w.raw.watch,
 		tables: func(f netfilter.Family) (tables, error) {
 			t, err := w.raw.tables(f)
 			return recordedTables{t, w, f}, err

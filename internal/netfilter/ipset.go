@@ -83,6 +83,8 @@ type Sets interface {
 	Create(ctx context.Context, set Set) error
 	// Entries returns what the set holds; ErrNoSet if there is no such set.
 	Entries(ctx context.Context, set Set) (map[Entry]struct{}, error)
+	// Size returns how many entries the set holds; ErrNoSet if there is no such set.
+	Size(ctx context.Context, set Set) (int, error)
 	// Add adds the entries that the set does not hold. After an error some of
 	// them may have been added. ErrNoSet, ErrSetFull.
 	Add(ctx context.Context, set Set, entries []Entry) error

@@ -76,6 +76,14 @@ func (f *FakeSets) Entries(ctx context.Context, set Set) (map[Entry]struct{}, er
 	return maps.Clone(f.holds[set.Name]), nil
 }
 
+// Size returns how many entries the set holds.
+func (f *FakeSets) Size(ctx context.Context, set Set) (int, error) {
+	if err := f.begin(ctx, "size", set.Name); err != nil {
+		return 0, err
+	}
+	return len(f.holds[set.Name]), f.same(set)
+}
+
 // Add adds the entries that the set does not hold.
 func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
 	if err := f.begin(ctx, "add", set.Name); err != nil {
