@@ -86,8 +86,8 @@ func (p *pass) endFlows(e Evictor) {
 		return
 	}
 	// The kernel may have led nowhere for a while, whatever we believed.
-	for s := range p.memory.applied.All() {
-		if p.ours(s.Key) && takesUp(s) && !p.linked[s.Key] {
+	for s := range p.own(p.memory.applied) {
+		if takesUp(s) && !p.linked[s.Key] {
 			ask(untranslated(s.Key))
 		}
 	}

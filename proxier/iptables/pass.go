@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"net/netip"
 	"slices"
 
 	"vipd/internal/netfilter"
@@ -172,8 +174,8 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	_, m.standing = m.have[chainService]
 	p.strays = nil
 	var keys []lb.Key
-	stands := func(k lb.Key) bool { _, found := m.have[serviceChain(k)]; return found && p.ours(k) }
-	for s := range applied.All() {
+	stands := func(k lb.Key) bool { _, found := m.have[serviceChain(k)]; return found }
+	for s := range p.own(applied) {
 		if stands(s.Key) && len(s.Usable()) > 0 { // else it is damaged, and linked with its repair
 			keys = append(keys, s.Key)
 		}
@@ -211,8 +213,8 @@ func (p *pass) changes(ctx context.Context) (all []change) {
 		}
 	}
 	if p.fresh {
-		for s := range m.applied.All() {
-			if p.ours(s.Key) && !differs[s.Key] && p.damaged(s) {
+		for s := range p.own(m.applied) {
+			if !differs[s.Key] && p.damaged(s) {
 				all = append(all, change{s, s})
 			}
 		}
@@ -315,12 +317,25 @@ func (p *pass) skeletonWanted() bool {
 	if len(p.strays) > 0 || !p.how.Prune && p.memory.standing {
 		return true
 	}
-	for s := range p.target().All() {
-		if p.ours(s.Key) {
-			return true
-		}
+	for s := range p.own(p.target()) {
+		return s != nil
 	}
 	return false
+}
+
+// own yields the services of the family.
+func (p *pass) own(all lb.Snapshot) iter.Seq[*lb.Service] {
+	var first lb.Key // IPv4 comes before IPv6
+	if p.family == netfilter.IPv6 {
+		first.Addr = netip.IPv6Unspecified()
+	}
+	return func(yield func(*lb.Service) bool) {
+		for s := range all.From(first) {
+			if !p.ours(s.Key) || !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 // commit writes one commit and remembers it.

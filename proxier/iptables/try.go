@@ -113,13 +113,13 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 		}
 	}
 	if p.dry {
-		p.own(c.key(), part, gone)
+		p.note(c.key(), part, gone)
 	}
 	return part, gone, nil
 }
 
-// own notes to which service chains belong, for a plan.
-func (p *pass) own(k lb.Key, part commit, gone []string) {
+// note keeps to which service chains belong, for a plan.
+func (p *pass) note(k lb.Key, part commit, gone []string) {
 	for _, c := range part.write {
 		gone = append(gone, c.Name)
 	}
@@ -253,10 +253,7 @@ func (p *pass) unwanted(a *attempt, left []string) []string {
 		}
 	}
 	if p.how.Prune {
-		for s := range p.target().All() {
-			if !p.ours(s.Key) {
-				continue
-			}
+		for s := range p.own(p.target()) {
 			chains, err := m.compile(s)
 			if err != nil {
 				continue // it never stood
