@@ -30,6 +30,7 @@ type Tool struct {
 	ledger          *Ledger       // of all Tools together; nil with the legacy backend
 	poll            *legacyPoll   // of all Tools together; nil with the nft backend
 	busy            chan struct{} // holds one token while a restore runs
+	proved          atomic.Value  // fileID: the restore of the legacy backend that was seen to commit
 	plainMasquerade atomic.Bool   // the kernel has no --random-fully
 	noise           sync.Map      // by binary: what a run that succeeded complained of last
 }

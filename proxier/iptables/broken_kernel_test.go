@@ -20,42 +20,42 @@ import (
 
 // shims are the tools of a backend behind scripts that a test can spoil.
 type shims struct {
-	t   *testing.T
-	dir string
+	t       *testing.T
+	dir     string
+	backend netfilter.Backend
 }
 
 func newShims(t *testing.T, b netfilter.Backend) *shims {
 	t.Helper()
-	s := &shims{t, t.TempDir()}
+	s := &shims{t, t.TempDir(), b}
 	for _, program := range []string{"iptables-", "ip6tables-"} {
 		for _, part := range []string{"", "-restore", "-save"} {
-			name := program + string(b) + part
-			fault := ""
-			if part == "-restore" {
-				fault = fmt.Sprintf("real=/usr/sbin/%s; if [ -e %[2]s/fault ]; then . %[2]s/fault; fi\n", name, s.dir)
-			}
-			s.write(name, "#!/bin/sh\n"+fault+"exec /usr/sbin/"+name+` "$@"`+"\n")
+			s.write(program+string(b)+part, "")
 		}
 	}
 	return s
 }
 
-func (s *shims) write(name, text string) {
+// write puts another file in the place of a tool. It does something else first, or
+// in place of its work: real is the tool.
+func (s *shims) write(name, fault string) {
 	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o755); err != nil {
+	path, real := filepath.Join(s.dir, name), "/usr/sbin/"+name
+	script := fmt.Sprintf("#!/bin/sh\nreal=%s\n%s\nexec $real \"$@\"\n", real, fault)
+	if err := errors.Join(os.WriteFile(path+".new", []byte(script), 0o755), os.Rename(path+".new", path)); err != nil {
 		s.t.Fatal(err)
 	}
 }
 
-// spoil makes every restore do something else first, or in place of its work.
-func (s *shims) spoil(script string) { s.write("fault", script+"\n") }
-
-func (s *shims) mend() {
+// spoil puts a fault into every restore.
+func (s *shims) spoil(fault string) {
 	s.t.Helper()
-	if err := os.Remove(filepath.Join(s.dir, "fault")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.t.Fatal(err)
+	for _, program := range []string{"iptables-", "ip6tables-"} {
+		s.write(program+string(s.backend)+"-restore", fault)
 	}
 }
+
+func (s *shims) mend() { s.spoil("") }
 
 // TestF73 has a tool go wrong in every way. What stands keeps standing, nobody is
 // blamed for it, and the next pass with a sound tool puts everything in place.

@@ -59,11 +59,13 @@ func TestLegacySpeed(t *testing.T) {
 			t.Logf("%d services, %s: %s, %d commits", n, what, time.Since(start).Round(time.Millisecond), len(h.kernels[netfilter.IPv4].scripts)-commits)
 		}
 		sync("load", e.Snapshot())
-		e.Put(many(vipSets["scattered"](7), 11, 1))
-		sync("one change", e.Snapshot())
-		e.Put(many(vipSets["scattered"](7), 10, 2))
-		sync("one change, of the same size", e.Snapshot())
-		if n := len(h.kernels[netfilter.IPv4].scripts); n > 4 {
+		for backends := range 3 {
+			e.Put(many(vipSets["scattered"](7), 11+backends, 1))
+			sync("one change", e.Snapshot())
+			e.Put(many(vipSets["scattered"](7), 11+backends, 1, 2))
+			sync("one change, of the same size", e.Snapshot())
+		}
+		if n := len(h.kernels[netfilter.IPv4].scripts); n > 9 {
 			t.Errorf("%d commits", n)
 		}
 		sync("no change", e.Snapshot())
