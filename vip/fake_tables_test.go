@@ -62,6 +62,12 @@ func (f *fakeTables) Read(ctx context.Context, table string) (netfilter.Table, e
 	return netfilter.Table{Name: table, Base: cloneChains(f.base[table]), Own: cloneChains(f.own[table])}, nil
 }
 
+func (f *fakeTables) ReadBase(ctx context.Context, table string) (netfilter.Table, error) {
+	t, err := f.Read(ctx, table)
+	t.Own = nil
+	return t, err
+}
+
 func (f *fakeTables) PlanSkeleton(ctx context.Context, s netfilter.Skeleton, seen *netfilter.Baseline) (netfilter.Repair, error) {
 	have, err := f.Read(ctx, s.Table)
 	if err != nil {

@@ -136,7 +136,7 @@ func (p *pass) lookForMarks(ctx context.Context, f *family, known *collisions) e
 	}
 	*known = collisions{}
 	for _, name := range []string{"filter", "mangle"} {
-		table, err := t.Read(ctx, name)
+		table, err := t.ReadBase(ctx, name)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,8 @@ type tables interface {
 	PlanSkeleton(ctx context.Context, s netfilter.Skeleton, seen *netfilter.Baseline) (netfilter.Repair, error)
 	// Read returns the whole table.
 	Read(ctx context.Context, table string) (netfilter.Table, error)
+	// ReadBase returns the base chains of the table alone.
+	ReadBase(ctx context.Context, table string) (netfilter.Table, error)
 	// Generation returns a number that changes with whatever anybody writes; an
 	// error if there is none.
 	Generation(ctx context.Context) (uint32, error)

@@ -159,6 +159,12 @@ func (t *Tool) Read(ctx context.Context, table string) (Table, error) {
 	return parsed, nil
 }
 
+// ReadBase returns only the base chains of a table, at a cost that does not grow
+// with the rest: iptables-save of the nft backend reads all tables for one of them.
+func (t *Tool) ReadBase(ctx context.Context, table string) (Table, error) {
+	return t.ReadChains(ctx, table, baseChains[table]...)
+}
+
 // ReadChains returns only the named chains of a table, at a cost that does not
 // grow with the rest of it. A chain that does not exist is missing in the answer.
 func (t *Tool) ReadChains(ctx context.Context, table string, names ...string) (Table, error) {
