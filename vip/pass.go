@@ -189,14 +189,14 @@ func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error
 	return err
 }
 
-// endEarly ends the UDP flows to a VIP that began before it was open: conntrack
+// endEarly ends the UDP and SCTP flows to a VIP that began before it was open: conntrack
 // would keep them untranslated for as long as their clients go on.
 func (p *pass) endEarly(want lb.Snapshot) {
 	if len(p.opened) == 0 || p.d.evict == nil {
 		return
 	}
 	for svc := range servicesAt(want, p.opened) {
-		if svc.Key.Protocol == lb.UDP {
+		if svc.Key.Protocol != lb.TCP {
 			p.d.evict.Evict(netfilter.Eviction{Key: svc.Key, Backend: svc.Key.AddrPort()})
 		}
 	}

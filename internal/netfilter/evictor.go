@@ -35,7 +35,7 @@ type flowTable interface {
 
 // Evictor ends flows in the background. What is asked of it is gathered in sets
 // and never waits; a failure is logged and tried again. TCP, whose resets keep a
-// pace, and UDP have a goroutine each, so that a long drain holds up no datagram.
+// pace, UDP and SCTP have a goroutine each, so that a long drain holds up no datagram.
 type Evictor struct {
 	log   *slog.Logger
 	lanes map[lb.Protocol]*lane
@@ -52,7 +52,7 @@ func NewEvictor(mark uint32, log *slog.Logger) *Evictor {
 func newEvictor(mark uint32, log *slog.Logger, open func() (flowTable, error)) *Evictor {
 	ctx, stop := context.WithCancel(context.Background())
 	e := &Evictor{log: log, lanes: map[lb.Protocol]*lane{}, stop: stop}
-	for _, proto := range [...]lb.Protocol{lb.TCP, lb.UDP} {
+	for _, proto := range [...]lb.Protocol{lb.TCP, lb.UDP, lb.SCTP} {
 		l := &lane{proto: proto, mark: mark, log: log, open: open, wake: make(chan struct{}, 1)}
 		l.idle.L = &l.mu
 		e.lanes[proto] = l

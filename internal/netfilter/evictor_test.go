@@ -124,18 +124,18 @@ func TestEvictorGathersWhatComesMeanwhile(t *testing.T) {
 			e.Evict(udpEviction(4))
 		}
 		e.Sweep(func(lb.Key, netip.AddrPort) bool { return false })
-		wantCalls(t, f, "tcp sweep 0x2000 false")                  // is not held up by UDP
-		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true }) // takes the place of the one for UDP
+		wantCalls(t, f, "tcp sweep 0x2000 false", "sctp sweep 0x2000 false") // are not held up by UDP
+		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true })           // takes the place of the one for UDP
 		e.Evict(tcpEviction(9))
 		time.Sleep(2500 * time.Millisecond)
-		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 true", "tcp evict [9]", "tcp sweep 0x2000 true")
+		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 true", "tcp evict [9]", "tcp sweep 0x2000 true", "sctp sweep 0x2000 true")
 	})
 }
 
 func TestEvictorHasNothingToDo(t *testing.T) {
 	withEvictor(t, func(t *testing.T, e *Evictor, f *fakeFlows, _ *bytes.Buffer) {
 		e.Evict()
-		e.Evict(Eviction{Key: lb.Key{Protocol: lb.SCTP}})
+		e.Evict(Eviction{Key: lb.Key{Protocol: 1}}) // no lane
 		if err := e.Wait(t.Context()); err != nil {
 			t.Error(err)
 		}

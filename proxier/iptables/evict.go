@@ -21,10 +21,12 @@ type Evictor interface {
 // flows returns the evictions that follow from a change, and those that are to be
 // taken back.
 //
-// A UDP flow leaves its backend as soon as that gets no new ones: it has no end of
-// its own, and nothing to lose. A TCP connection lives as long as its backend is
-// listed, draining or not. The flows that a client of a UDP service began while it
-// had no backend are stuck with the VIP itself, until they are deleted.
+// A UDP flow or an SCTP association leaves its backend as soon as that gets no new
+// ones: the one has no end of its own, and nothing to lose; the other cannot be
+// told of its end, and its client begins anew. A TCP connection lives as long as its
+// backend is listed, draining or not. The flows, but for TCP, that a client began
+// while the service had no backend are stuck with the VIP itself, until they are
+// deleted.
 func flows(before, after *lb.Service) (evict, cancel []netfilter.Eviction) {
 	if before != nil {
 		for _, b := range before.Backends {
@@ -49,7 +51,7 @@ func holds(s *lb.Service, backend netip.AddrPort) bool {
 		return false
 	}
 	b, found := s.Backend(backend)
-	return found && (s.Key.Protocol != lb.UDP || b.Usable())
+	return found && (s.Key.Protocol == lb.TCP || b.Usable())
 }
 
 // untranslated is the eviction of the flows to a VIP that went nowhere.
@@ -57,9 +59,10 @@ func untranslated(k lb.Key) netfilter.Eviction {
 	return netfilter.Eviction{Key: k, Backend: k.AddrPort()}
 }
 
-// takesUp reports whether UDP flows that went nowhere have a backend now.
+// takesUp reports whether flows that went nowhere, and would stay so, have a
+// backend now.
 func takesUp(s *lb.Service) bool {
-	return s != nil && s.Key.Protocol == lb.UDP && len(s.Usable()) > 0
+	return s != nil && s.Key.Protocol != lb.TCP && len(s.Usable()) > 0
 }
 
 // endFlows asks for the end of the flows whose backend is gone. It runs after the
