@@ -23,7 +23,7 @@ import (
 // is found out by the proxier itself.
 func modes() map[lb.Mode]config.Capability {
 	return map[lb.Mode]config.Capability{
-		lb.IPTables: {Schedulers: []lb.Scheduler{lb.WRR, lb.RR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP}, Affinity: true, Clients: true},
+		lb.IPTables: {Schedulers: []lb.Scheduler{lb.WRR, lb.RR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}, Affinity: true, Clients: true},
 	}
 }
 

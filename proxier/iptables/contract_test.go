@@ -131,12 +131,14 @@ func newFakeHarness() *harness {
 
 func (h *harness) New(testing.TB) proxier.Proxier { return h.proxier() }
 
-func (h *harness) proxier() *Proxier {
+func (h *harness) proxier() *Proxier { return h.proxierWith(h.evictor) }
+
+func (h *harness) proxierWith(e Evictor) *Proxier {
 	kernels := map[netfilter.Family]kernel{}
 	for f, k := range h.kernels {
 		kernels[f] = k
 	}
-	return newProxier(Options{Log: quietLog, Evict: h.evictor, Sets: h.sets}, kernels, nil)
+	return newProxier(Options{Log: quietLog, Evict: e, Sets: h.sets}, kernels, nil)
 }
 
 // tracer follows packets through the rules of one family as they are now.

@@ -228,3 +228,14 @@ func TestFakeKernelIsStrict(t *testing.T) {
 		}
 	}
 }
+
+// deadKernel answers nothing but an error.
+type deadKernel struct{ err error }
+
+func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
+	return netfilter.Table{}, d.err
+}
+func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
+func (d deadKernel) Test(context.Context, []byte) error         { return d.err }
+func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }
+func (d deadKernel) CommitChains() int                          { return commitChains }

@@ -38,6 +38,7 @@ func goldens() map[string]lb.Snapshot {
 		"affinity":  lb.NewSnapshot(known),
 		"affinity6": lb.NewSnapshot(known6),
 		"two-ports": lb.NewSnapshot(svc("192.0.2.10:80", "10.0.0.1:8080", "10.0.0.2:8080*2"), svc("192.0.2.10:53/udp", "10.0.0.3:53")),
+		"sctp":      lb.NewSnapshot(svc("192.0.2.10:80/sctp", "10.0.0.1:8080", "10.0.0.2:8080"), svc("192.0.2.10:80", "10.0.0.1:80")),
 		"ipv6":      lb.NewSnapshot(svc("[2001:db8::10]:80", "[fd00::1]:8080", "[fd00::2]:8080*2"), svc("[2001:db8::11]:53/udp", "[fd00::3]:53")),
 		"in-turn":   lb.NewSnapshot(turn),
 		"weights":   lb.NewSnapshot(many("192.0.2.10:80", 20, 1, 100, 0)),

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -192,7 +193,13 @@ func TestF77_F78_CommentsAndNamesAreShort(t *testing.T) {
 func TestServiceThatCannotBeRenderedIsRefused(t *testing.T) {
 	good := func() *lb.Service { return svc("192.0.2.1:80", "10.0.0.1:80", "10.0.0.2:80") }
 	for name, spoil := range map[string]func(*lb.Service){
-		"sctp":               func(s *lb.Service) { s.Key.Protocol = lb.SCTP },
+		"protocol":          func(s *lb.Service) { s.Key.Protocol = 1 },
+		"part of a second":  func(s *lb.Service) { s.Affinity = 1500 * time.Millisecond },
+		"long affinity":     func(s *lb.Service) { s.Affinity = (netfilter.MaxTimeout + 1) * time.Second },
+		"negative affinity": func(s *lb.Service) { s.Affinity = -time.Second },
+		"crowd with affinity": func(s *lb.Service) {
+			s.Affinity, s.Backends = time.Second, many("192.0.2.1:80", maxAffinity+1, 1).Backends
+		},
 		"port 0":             func(s *lb.Service) { s.Key.Port = 0 },
 		"no VIP":             func(s *lb.Service) { s.Key.Addr = netip.Addr{} },
 		"zone":               func(s *lb.Service) { s.Key.Addr = netip.MustParseAddr("fe80::1%a\n-j ACCEPT") },

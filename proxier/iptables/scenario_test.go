@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -172,7 +171,8 @@ func TestB59_LastAppliedVersionStandsInPlaceOfARefusedOne(t *testing.T) {
 func TestInvalidServiceFailsWithoutAskingTheKernel(t *testing.T) {
 	h := newFakeHarness()
 	p, all := load(t, h, 3)
-	bad := svc("10.96.0.9:80/sctp", "10.0.0.1:80")
+	bad := svc("10.96.0.9:80", "10.0.0.1:80")
+	bad.Scheduler = "lc"
 	writes := h.Writes()
 	err := p.Sync(t.Context(), with(all, bad), prune)
 	if failed, only := proxier.FailedServices(err); !only || len(failed) != 1 || failed[bad.Key] == nil || h.Writes() != writes {
@@ -388,14 +388,3 @@ func TestBothFamiliesBrokenIsNoFaultOfServices(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
-
-// deadKernel answers nothing but an error.
-type deadKernel struct{ err error }
-
-func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
-	return netfilter.Table{}, d.err
-}
-func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
-func (d deadKernel) Test(context.Context, []byte) error         { return d.err }
-func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }
-func (d deadKernel) CommitChains() int                          { return commitChains }

@@ -34,8 +34,8 @@ func validate(s *lb.Service) error {
 	} else if k.Port == 0 {
 		complain("port 0 is not a port; use 1 to 65535")
 	}
-	if p := s.Key.Protocol; p != lb.TCP && p != lb.UDP {
-		complain("%s is not served by iptables mode; use tcp or udp", p)
+	if p := s.Key.Protocol; p != lb.TCP && p != lb.UDP && p != lb.SCTP {
+		complain("%s is not served by iptables mode; use tcp, udp or sctp", p)
 	}
 	if s.Scheduler != lb.RR && s.Scheduler != lb.WRR {
 		complain("scheduler %q is not served by iptables mode; use rr or wrr", s.Scheduler)

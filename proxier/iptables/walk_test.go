@@ -132,47 +132,6 @@ func (w *walker) judge(step string, err error) {
 	w.visit(step, trace)
 }
 
-// loosen forgets the clients whose backend is to get nothing new, for they may go
-// to another one from now on.
-func (w *walker) loosen() {
-	for k, clients := range w.last {
-		maps.DeleteFunc(clients, func(_ string, a netip.AddrPort) bool {
-			s := w.want.Get(k)
-			if s == nil || s.Affinity == 0 {
-				return true
-			}
-			b, listed := s.Backend(a)
-			return !listed || !b.Usable()
-		})
-	}
-}
-
-// visit lets clients of all services with affinity connect: each comes back to the
-// backend of the last time, if that still is to get any.
-func (w *walker) visit(when string, trace map[netfilter.Family]*tracer) {
-	for _, k := range slices.SortedFunc(maps.Keys(w.settled), lb.Key.Compare) {
-		s := w.settled[k]
-		if s.Affinity == 0 || len(s.Usable()) == 0 {
-			continue
-		}
-		if w.last[k] == nil {
-			w.last[k] = map[string]netip.AddrPort{}
-		}
-		for c := range 5 {
-			client := fmt.Sprint("client ", c)
-			was := w.last[k][client]
-			now := trace[netfilter.FamilyOf(k.Addr)].connect(k, client, w.clients, w.rng)
-			if b, listed := s.Backend(was); listed && b.Usable() && now != was {
-				w.t.Errorf("%s: %s of %s moves from %s to %s", when, client, k, was, now)
-			}
-			if b, listed := s.Backend(now); !listed || !b.Usable() {
-				w.t.Errorf("%s: %s of %s is sent to %s", when, client, k, now)
-			}
-			w.last[k][client] = now
-		}
-	}
-}
-
 // check checks all that has to be served by now.
 func (w *walker) check(when string, trace map[netfilter.Family]*tracer) {
 	w.t.Helper()
@@ -278,21 +237,6 @@ func (w *walker) harm() {
 	}
 }
 
-// flip drains a backend of a service with affinity, or lets it come back.
-func (w *walker) flip() {
-	for s := range w.want.All() {
-		if s.Affinity == 0 || len(s.Backends) == 0 || w.rng.IntN(4) > 0 {
-			continue
-		}
-		flipped := *s
-		flipped.Backends = slices.Clone(s.Backends)
-		b := &flipped.Backends[w.rng.IntN(len(flipped.Backends))]
-		b.Draining = !b.Draining
-		w.want = with(w.want, &flipped)
-		return
-	}
-}
-
 // edit changes what is wanted.
 func (w *walker) edit() {
 	if w.rng.IntN(3) == 0 {
@@ -301,7 +245,7 @@ func (w *walker) edit() {
 	}
 	e := w.want.Edit()
 	v6 := w.rng.IntN(3) == 0
-	key := fmt.Sprintf("192.0.2.%d:%d/%s", w.rng.IntN(40), 1+w.rng.IntN(3), []string{"tcp", "udp"}[w.rng.IntN(2)])
+	key := fmt.Sprintf("192.0.2.%d:%d/%s", w.rng.IntN(40), 1+w.rng.IntN(3), []string{"tcp", "udp", "sctp"}[w.rng.IntN(3)])
 	if w.rng.IntN(4) == 0 {
 		key = fmt.Sprintf("198.51.100.1:%d", 1+w.rng.IntN(60))
 	}
