@@ -21,13 +21,17 @@ type members interface {
 	// added and removed note what was written.
 	added(e netfilter.Entry)
 	removed(e netfilter.Entry)
-	// read takes over what the kernel was seen to hold.
-	read(have map[netfilter.Entry]struct{})
+	// read takes over what the kernel is seen to hold, as list tells. After an error
+	// of list it is not known.
+	read(list func(each func(netfilter.Entry)) error) error
 	held(e netfilter.Entry) bool
 	// holds returns how many entries the kernel holds.
 	holds() int
 	clone() members
 }
+
+// noEntries lists a set that is not there.
+func noEntries(func(netfilter.Entry)) error { return nil }
 
 // newMembers returns the members of a set of that type, none yet.
 func newMembers(kind netfilter.SetType) members {
@@ -56,14 +60,11 @@ func (p *packed[E]) held(e netfilter.Entry) bool     { return p.tally.held(p.pac
 func (p *packed[E]) holds() int                      { return p.tally.holds }
 func (p *packed[E]) clone() members                  { return &packed[E]{p.tally.clone(), p.pack, p.unpack} }
 
-func (p *packed[E]) read(have map[netfilter.Entry]struct{}) {
+func (p *packed[E]) read(list func(each func(netfilter.Entry)) error) (err error) {
 	p.tally.read(func(yield func(E) bool) {
-		for e := range have {
-			if !yield(p.pack(e)) {
-				return
-			}
-		}
+		err = list(func(e netfilter.Entry) { yield(p.pack(e)) })
 	})
+	return err
 }
 
 func (p *packed[E]) unpackAll(elements []E) []netfilter.Entry {

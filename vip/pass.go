@@ -253,18 +253,17 @@ func (p *pass) readFamily(ctx context.Context, f *family) (bool, error) {
 	}
 	for i := range f.sets {
 		set := f.set(i)
-		have := map[netfilter.Entry]struct{}{}
+		list := noEntries
 		if there, found := p.sets[set.Name]; found {
 			if there != set {
 				return false, fmt.Errorf("ipset %s is a %s: %w", set.Name, there.Type, netfilter.ErrSetType)
 			}
 			f.present = true
-			var err error
-			if have, err = p.d.kernel.sets.Entries(ctx, set); err != nil {
-				return false, err
-			}
+			list = func(each func(netfilter.Entry)) error { return p.d.kernel.sets.Entries(ctx, set, each) }
 		}
-		f.sets[i].read(have)
+		if err := f.sets[i].read(list); err != nil {
+			return false, err
+		}
 	}
 	f.known = true
 	return true, nil

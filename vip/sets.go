@@ -135,7 +135,9 @@ func (p *pass) destroySets(ctx context.Context, f *family) error {
 			return err
 		}
 		delete(p.sets, set.Name)
-		f.sets[i].read(map[netfilter.Entry]struct{}{})
+		if err := f.sets[i].read(noEntries); err != nil {
+			return err
+		}
 	}
 	f.present = f.held
 	return nil

@@ -2,7 +2,6 @@ package vip
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -49,10 +48,13 @@ func (h *fakeHost) ipset(t *testing.T, words []string) error {
 	if words[0] == "add" {
 		return h.sets.Add(t.Context(), sets[i], []netfilter.Entry{{Addr: netip.MustParseAddr(words[2])}})
 	}
-	entries, err := h.sets.Entries(t.Context(), sets[i])
-	fatal(t, err)
-	maps.DeleteFunc(entries, func(e netfilter.Entry, _ struct{}) bool { return words[0] == "del" && e.String() != words[2] })
-	return h.sets.Delete(t.Context(), sets[i], slices.Collect(maps.Keys(entries)))
+	var entries []netfilter.Entry
+	fatal(t, h.sets.Entries(t.Context(), sets[i], func(e netfilter.Entry) {
+		if words[0] != "del" || e.String() == words[2] {
+			entries = append(entries, e)
+		}
+	}))
+	return h.sets.Delete(t.Context(), sets[i], entries)
 }
 
 // edit knows "-t TABLE -F CHAIN", "-t TABLE -D CHAIN 1", "-t TABLE -I CHAIN 1 RULE",

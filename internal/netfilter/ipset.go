@@ -81,8 +81,9 @@ type Sets interface {
 	// Create makes the set, empty, unless it is there. A set of that name with
 	// another type or family is left as it is: ErrSetType.
 	Create(ctx context.Context, set Set) error
-	// Entries returns what the set holds; ErrNoSet if there is no such set.
-	Entries(ctx context.Context, set Set) (map[Entry]struct{}, error)
+	// Entries calls each for what the set holds; ErrNoSet if there is no such set.
+	// After an error some entries have not been told.
+	Entries(ctx context.Context, set Set, each func(Entry)) error
 	// Size returns how many entries the set holds; ErrNoSet if there is no such set.
 	Size(ctx context.Context, set Set) (int, error)
 	// Add adds the entries that the set does not hold. After an error some of

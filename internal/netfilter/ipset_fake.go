@@ -65,15 +65,18 @@ func (f *FakeSets) Create(ctx context.Context, set Set) error {
 	return nil
 }
 
-// Entries returns what the set holds.
-func (f *FakeSets) Entries(ctx context.Context, set Set) (map[Entry]struct{}, error) {
+// Entries calls each for what the set holds.
+func (f *FakeSets) Entries(ctx context.Context, set Set, each func(Entry)) error {
 	if err := f.begin(ctx, "entries", set.Name); err != nil {
-		return nil, err
+		return err
 	}
 	if err := f.same(set); err != nil {
-		return nil, err
+		return err
 	}
-	return maps.Clone(f.holds[set.Name]), nil
+	for e := range f.holds[set.Name] {
+		each(e)
+	}
+	return nil
 }
 
 // Size returns how many entries the set holds.
