@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"vipd/proxier"
@@ -145,22 +146,17 @@ func (p *pass) tryAddAddresses(ctx context.Context, f *family) (refused map[neti
 		p.s.linksKnown = false
 		return refused, fmt.Errorf("putting VIPs on %s: %w", p.d.device, err)
 	}
+	var up []netip.Addr
 	for _, a := range addrs {
 		if _, bad := refused[a]; !bad {
 			f.addrs.added(a)
-			p.noteOpened(a)
+			up = append(up, a)
 			delete(p.s.misshapen, a)
 		}
 	}
+	p.noteOpened(slices.Values(up))
 	p.report("VIPs up", addrs)
 	return refused, nil
-}
-
-func (p *pass) noteOpened(a netip.Addr) {
-	if p.opened == nil {
-		p.opened = map[netip.Addr]struct{}{}
-	}
-	p.opened[a] = struct{}{}
 }
 
 // clearMisshapen takes wanted IPv4 addresses off the device that stand there in

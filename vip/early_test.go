@@ -1,6 +1,8 @@
 package vip
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"vipd/internal/netfilter"
@@ -42,4 +44,40 @@ func TestB45_FlowsFromBeforeTheVIPWasOpenEnd(t *testing.T) {
 		t.Errorf("one more VIP: %q", writes)
 	}
 	w.quiet(t, d, more.Snapshot())
+}
+
+// While the set of the guard, or the guard, was gone, flows could begin untranslated.
+func TestB45_FlowsFromWhileTheGuardWasGoneEnd(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t, func(o *Options) { o.Evict = noted{w} })
+	all := services(svc("192.0.2.10:53/udp", always, "10.0.0.11:53"), svc("192.0.2.11:53/udp", always, "10.0.0.11:53"))
+	clean(t, d, all, prune)
+	evicted := func() (keys []string) {
+		for _, line := range w.taken() {
+			if key, found := strings.CutPrefix(line, "evict "); found {
+				keys = append(keys, key)
+			}
+		}
+		return keys
+	}
+	evicted()
+	for harm, want := range map[string][]string{
+		"ipset del vipd-vip4 192.0.2.11":   {"192.0.2.11:53/udp from 192.0.2.11:53"},
+		"iptables -t filter -F VIPD-IN":    {"192.0.2.10:53/udp from 192.0.2.10:53", "192.0.2.11:53/udp from 192.0.2.11:53"},
+		"iptables -t filter -D INPUT 1":    {"192.0.2.10:53/udp from 192.0.2.10:53", "192.0.2.11:53/udp from 192.0.2.11:53"},
+		"iptables -t nat -D POSTROUTING 1": nil,
+		"nft delete table ip vipd-anchor":  nil,
+	} {
+		w.sh(t, harm)
+		_, err := d.Plan(t.Context(), all, fresh)
+		fatal(t, err)
+		clean(t, d, all, fresh)
+		if got := evicted(); !slices.Equal(got, want) {
+			t.Errorf("%s: evicted %v, want %v", harm, got, want)
+		}
+		clean(t, d, all, fresh)
+		if got := evicted(); got != nil {
+			t.Errorf("%s: evicted again %v", harm, got)
+		}
+	}
 }

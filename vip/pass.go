@@ -21,8 +21,7 @@ type pass struct {
 	how  proxier.How
 	plan *[]proxier.Change // nil: writes are made; else they are only noted here
 
-	sets   map[string]netfilter.Set // as listed, once a pass; nil: not yet
-	opened map[netip.Addr]struct{}  // the VIPs that this pass put up
+	sets map[string]netfilter.Set // as listed, once a pass; nil: not yet
 }
 
 // do makes a write, or notes what it would change.
@@ -189,13 +188,28 @@ func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error
 	return err
 }
 
-// endEarly ends the UDP and SCTP flows to a VIP that began before it was open: conntrack
-// would keep them untranslated for as long as their clients go on.
-func (p *pass) endEarly(want lb.Snapshot) {
-	if len(p.opened) == 0 || p.d.evict == nil {
+// noteOpened notes that VIPs were put up, or that what guards them was not there.
+func (p *pass) noteOpened(addrs iter.Seq[netip.Addr]) {
+	if p.plan != nil {
 		return
 	}
-	for svc := range servicesAt(want, p.opened) {
+	if p.s.opened == nil {
+		p.s.opened = map[netip.Addr]struct{}{}
+	}
+	for a := range addrs {
+		p.s.opened[a] = struct{}{}
+	}
+}
+
+// endEarly ends the UDP and SCTP flows to a VIP that began before it was open, or while
+// somebody had taken rules and guard away: conntrack would keep them untranslated for
+// as long as their clients go on.
+func (p *pass) endEarly(want lb.Snapshot) {
+	opened := p.s.opened
+	if p.s.opened = nil; len(opened) == 0 || p.d.evict == nil {
+		return
+	}
+	for svc := range servicesAt(want, opened) {
 		if svc.Key.Protocol != lb.TCP {
 			p.d.evict.Evict(netfilter.Eviction{Key: svc.Key, Backend: svc.Key.AddrPort()})
 		}

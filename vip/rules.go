@@ -28,8 +28,9 @@ type tables interface {
 
 var _ tables = (*netfilter.Tool)(nil)
 
-// The chains of the door.
+// The chains of the door, and the table of the one that guards.
 const (
+	tableGuard   = "filter"
 	chainPre     = netfilter.ChainPrefix + "PRE"
 	chainGuard   = netfilter.ChainPrefix + "IN"
 	chainForward = netfilter.ChainPrefix + "FWD"
@@ -47,7 +48,7 @@ func (d *Door) skeletons(f netfilter.Family, randomFully bool) []netfilter.Skele
 	}
 	vip := matchSet(netfilter.SetVIP, f)
 	return []netfilter.Skeleton{d.entrance(f), {
-		Table: "filter",
+		Table: tableGuard,
 		Chains: []netfilter.Chain{
 			{Name: chainGuard, Rules: d.guard(f)},
 			{Name: chainForward, Rules: []string{"-j ACCEPT"}},

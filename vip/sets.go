@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"vipd/internal/netfilter"
@@ -44,12 +45,14 @@ func (p *pass) regain(ctx context.Context, f *family) error {
 	if !f.present {
 		return nil // without its set the guard is made anew, before any VIP is put up
 	}
+	var bare []netip.Addr
 	var lost []netfilter.Entry
 	for a := range f.addrs.allHeld() {
 		if e := (netfilter.Entry{Addr: a}); !f.sets[setVIP].held(e) {
-			lost = append(lost, e)
+			bare, lost = append(bare, a), append(lost, e)
 		}
 	}
+	p.noteOpened(slices.Values(bare))
 	return p.add(ctx, f, setVIP, lost)
 }
 

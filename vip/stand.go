@@ -35,6 +35,9 @@ func (p *pass) ensureSkeletons(ctx context.Context, f *family, t tables, randoml
 		if err != nil {
 			return err
 		}
+		if s.Table == tableGuard && !r.Empty() { // what came meanwhile was not dropped
+			p.noteOpened(f.addrs.allHeld())
+		}
 		if err := p.repair(ctx, f, t, s.Table, r); err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ type state struct {
 	refused  map[netip.Addr]struct{} // VIPs of services that this host must not take
 	families [2]*family
 
+	opened     map[netip.Addr]struct{} // VIPs that stand since the last Open, or were bare; nil: none
 	linksKnown bool
 	host       host // as last read, see reading
 	uplinks    []string
