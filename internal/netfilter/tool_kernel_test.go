@@ -47,6 +47,13 @@ func TestToolReadsWhatItWrote(t *testing.T) {
 		if !slices.Equal(some.Own["VIPD-X"], []string{"-j RETURN"}) || !slices.Equal(some.Base["PREROUTING"], []string{"-j VIPD-X"}) || len(some.Own) != 1 {
 			t.Errorf("%s: read by name %+v", f, some)
 		}
+		base, err := tool.ReadBase(t.Context(), "nat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(base.Base["PREROUTING"], []string{"-j VIPD-X"}) || len(base.Own) != 0 {
+			t.Errorf("%s: base chains read %+v", f, base)
+		}
 		var refused *RestoreError
 		err = tool.Restore(t.Context(), []byte("*nat\n:VIPD-Y - [0:0]\n-A VIPD-Y -p tcp -m tcp --dport 99999\nCOMMIT\n"))
 		if !errors.As(err, &refused) || refused.Text != "-A VIPD-Y -p tcp -m tcp --dport 99999" {
