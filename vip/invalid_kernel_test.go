@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -68,6 +69,31 @@ func stray(t *testing.T, w *world, lab *kerneltest.Lab, p place, masq lb.Masquer
 	}
 }
 
+// What is INVALID and none of ours passes as if vipd was not there: here a RST out
+// of nowhere, of another port of the same host.
+func TestB52_InvalidPacketsOfOthersPass(t *testing.T) {
+	inLab(t, never, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
+		w.sh(t, fmt.Sprintf("%[1]s -P FORWARD ACCEPT", p.tool))
+		backend, client := netip.MustParseAddr(p.backends[0]), netip.MustParseAddr(p.client)
+		seen := func(port uint16) bool {
+			lab.Client.Run(t, p.tool, "-A", "INPUT", "-p", "tcp", "--sport", fmt.Sprint(port))
+			fatal(t, lab.Backends[0].Do(func() error {
+				const reset = 0x04
+				return sendRaw(backend, client, segmentOf(netip.AddrPortFrom(backend, port), netip.AddrPortFrom(client, 7), 1, 0, reset))
+			}))
+			fatal(t, ping(t, lab.Backends[0], p.client)) // the RST is there or nowhere
+			return !strings.Contains(lab.Client.Run(t, p.tool, "-Z", "INPUT", "-vnL", "INPUT"), "    0     0 ")
+		}
+		if !seen(8082) {
+			t.Error("a packet of another port was dropped")
+		}
+		lab.Client.Run(t, p.tool, "-F", "INPUT")
+		if seen(8080) {
+			t.Error("a packet of a backend's port passed")
+		}
+	})
+}
+
 // dnatTo leads the service that inLab made elsewhere.
 func dnatTo(w *world, t *testing.T, p place, backend string) {
 	w.sh(t, fmt.Sprintf("%[1]s -t nat -I SVC 1 -p tcp -d %[2]s --dport 80 -j DNAT --to-destination %[3]s\n"+
@@ -112,16 +138,23 @@ func strayFrom(t *testing.T, h *kerneltest.Host, c *net.TCPConn) {
 	sent, received, err := numbers(c)
 	fatal(t, err)
 	src, dst := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
-	segment := binary.BigEndian.AppendUint16(nil, src.Port())
-	segment = binary.BigEndian.AppendUint16(segment, dst.Port())
-	segment = binary.BigEndian.AppendUint32(segment, sent+1<<30)
-	segment = binary.BigEndian.AppendUint32(segment, received)
-	segment = append(segment, 5<<4, 0x18 /* PSH, ACK */, 4, 0, 0, 0, 0, 0, 'x')
-	binary.BigEndian.PutUint16(segment[16:], checksum(src.Addr(), dst.Addr(), segment))
+	const pushACK = 0x18
+	segment := segmentOf(src, dst, sent+1<<30, received, pushACK)
 	fatal(t, h.Do(func() error { return sendRaw(src.Addr(), dst.Addr(), segment) }))
 	// What answers it, if anything does, is there when an echo of the kernel's is
 	// back that was asked for later: packets between two hosts keep their order.
 	fatal(t, ping(t, h, dst.Addr().String()))
+}
+
+// segmentOf is a TCP segment of one byte.
+func segmentOf(src, dst netip.AddrPort, seq, ack uint32, flags byte) []byte {
+	segment := binary.BigEndian.AppendUint16(nil, src.Port())
+	segment = binary.BigEndian.AppendUint16(segment, dst.Port())
+	segment = binary.BigEndian.AppendUint32(segment, seq)
+	segment = binary.BigEndian.AppendUint32(segment, ack)
+	segment = append(segment, 5<<4, flags, 4, 0, 0, 0, 0, 0, 'x')
+	binary.BigEndian.PutUint16(segment[16:], checksum(src.Addr(), dst.Addr(), segment))
+	return segment
 }
 
 func sendRaw(src, dst netip.Addr, segment []byte) error {

@@ -278,35 +278,6 @@ func holds(dump []string, vip string) bool {
 	return slices.Contains(dump, fmt.Sprintf("address %s/%d dev vipd0 shaped=true", a, a.BitLen()))
 }
 
-func masqueradeSets(t *testing.T, w *world) {
-	w.sh(t, uplink+"\nip addr add 10.0.0.2/16 dev nic0\nip addr add 0.0.0.9/0 dev nic0")
-	d := w.door(t)
-	list := []*lb.Service{
-		svc("192.0.2.1:80/tcp", always, "10.0.0.11:8080"),
-		svc("192.0.2.2:80/tcp", never, "10.0.0.11:8080", "10.7.0.1:80"),
-		svc("192.0.2.3:80/tcp", never, "10.0.0.11:8080"),
-		svc("192.0.2.4:80/udp", auto, "10.0.0.11:8080"),
-		svc("192.0.2.5:80/tcp", auto, "10.0.9.9:8080"),
-	}
-	clean(t, d, services(list...), prune)
-	halves := func(key string) []string { return []string{key + ",0.0.0.0/1", key + ",128.0.0.0/1"} }
-	want := slices.Concat([]string{
-		"vipd-vip4 192.0.2.1", "vipd-vip4 192.0.2.2", "vipd-vip4 192.0.2.3", "vipd-vip4 192.0.2.4", "vipd-vip4 192.0.2.5",
-		"vipd-masq4 192.0.2.1,tcp:80",
-		"vipd-hair4 10.0.0.11,tcp:8080,10.0.0.11", "vipd-hair4 10.7.0.1,tcp:80,10.7.0.1", "vipd-hair4 10.0.0.11,udp:8080,10.0.0.11",
-		"vipd-hair4 10.0.9.9,tcp:8080,10.0.9.9",
-		"vipd-auto4 192.0.2.4,udp:80,10.0.0.0/24", "vipd-auto4 192.0.2.4,udp:80,10.0.0.0/16", "vipd-auto4 192.0.2.5,tcp:80,10.0.0.0/16",
-	}, halves("vipd-auto4 192.0.2.4,udp:80"), halves("vipd-auto4 192.0.2.5,tcp:80"))
-	w.holds(t, []string{"vip", "masq", "hair", "auto"}, want...)
-
-	w.sh(t, "ip addr del 10.0.0.2/16 dev nic0\nip addr del 0.0.0.9/0 dev nic0") // subnets come and go
-	clean(t, d, services(list[2:]...), fresh)
-	w.holds(t, []string{"vip", "masq", "hair", "auto"}, "vipd-vip4 192.0.2.3", "vipd-vip4 192.0.2.4", "vipd-vip4 192.0.2.5",
-		"vipd-hair4 10.0.0.11,tcp:8080,10.0.0.11", "vipd-hair4 10.0.0.11,udp:8080,10.0.0.11", "vipd-hair4 10.0.9.9,tcp:8080,10.0.9.9",
-		"vipd-auto4 192.0.2.4,udp:80,10.0.0.0/24")
-	w.quiet(t, d, services(list[2:]...))
-}
-
 func arpSettingsKept(t *testing.T, w *world) {
 	get := func(key string) string {
 		v, err := w.raw.sysctls.Get(key)
