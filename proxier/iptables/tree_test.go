@@ -155,7 +155,7 @@ func TestEveryPrefixOfTheCommitsServes(t *testing.T) {
 		}
 		family := netfilter.FamilyOf(pool[0].Addr)
 		now := lb.Snapshot{}
-		for round := range 12 {
+		for round := range 6 {
 			e := now.Edit()
 			for range 1 + rng.IntN(40) {
 				k := pool[rng.IntN(len(pool))]
