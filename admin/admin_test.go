@@ -3,18 +3,26 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"vipd/config"
+	"vipd/desired"
+	"vipd/lb"
 	"vipd/proxier"
 	"vipd/reconciler"
 )
@@ -29,8 +37,10 @@ type scripted struct {
 	planned []config.File
 }
 
-func (s *scripted) Status(context.Context) reconciler.Status { return s.status }
-func (s *scripted) Reload(context.Context) error             { return s.reload }
+func (s *scripted) Status(context.Context) (reconciler.Status, iter.Seq[reconciler.ServiceStatus]) {
+	return s.status, slices.Values(s.status.Services)
+}
+func (s *scripted) Reload(context.Context) error { return s.reload }
 func (s *scripted) Plan(_ context.Context, files []config.File) (Plan, error) {
 	s.planned = files
 	return NewPlan(reconciler.Planned{Changes: s.changes}), s.reload
@@ -79,6 +89,31 @@ func TestRoundTrips(t *testing.T) {
 	}
 	if len(d.planned) != 1 || string(d.planned[0].Data) != "x = 1\n" {
 		t.Errorf("the daemon was sent %+v", d.planned)
+	}
+}
+
+// TestStatusIsWrittenInParts compares with what it would be in one piece.
+func TestStatusIsWrittenInParts(t *testing.T) {
+	d := &scripted{}
+	c := serve(t, filepath.Join(t.TempDir(), "vipd.sock"), d)
+	for n := range 3 {
+		d.status = reconciler.Status{
+			Sources: []reconciler.SourceStatus{{Name: `"services":[]`, Services: 7}}, Findings: []string{`"services":[]`},
+			Services: make([]reconciler.ServiceStatus, n),
+		}
+		for i := range d.status.Services {
+			s := &d.status.Services[i]
+			s.Name, s.State, s.Backends = fmt.Sprint("s", i), "serving", []desired.Backend{{Weight: 1, State: "active"}}
+			s.Key = lb.Key{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Port: 80, Protocol: lb.TCP}
+			s.Backends[0].Addr = s.Key.AddrPort()
+		}
+		got, err := c.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(d.status, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+			t.Errorf("with %d services (-sent +got):\n%s", n, diff)
+		}
 	}
 }
 

@@ -11,11 +11,14 @@
 package admin
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -36,7 +39,8 @@ const maxBody = 96 << 20
 
 // Daemon is what the socket gives access to.
 type Daemon interface {
-	Status(ctx context.Context) reconciler.Status
+	// Status returns all but the services, and those apart.
+	Status(ctx context.Context) (reconciler.Status, iter.Seq[reconciler.ServiceStatus])
 	// Reload returns an error if the configuration was refused or the pass failed.
 	Reload(ctx context.Context) error
 	Plan(ctx context.Context, files []config.File) (Plan, error)
@@ -137,7 +141,8 @@ func (s *Server) Serve(ctx context.Context) error {
 func routes(d Daemon) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusOK, d.Status(r.Context()))
+		s, services := d.Status(r.Context())
+		replyStatus(w, s, services)
 	})
 	mux.HandleFunc("POST /v1/reload", trusted(func(w http.ResponseWriter, r *http.Request) {
 		if err := d.Reload(r.Context()); err != nil {
@@ -178,6 +183,37 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body) // the peer went away: nobody to tell
+}
+
+// replyStatus writes a status service by service: of 50,000 the whole text would be
+// greater than all that vipd has in memory.
+func replyStatus(w http.ResponseWriter, s reconciler.Status, services iter.Seq[reconciler.ServiceStatus]) {
+	s.Services = []reconciler.ServiceStatus{}
+	whole, err := json.Marshal(s)
+	before, after, found := bytes.Cut(whole, []byte(`"services":[]`)) // inside a string its quotes would be escaped
+	if err != nil || !found {
+		reply(w, http.StatusInternalServerError, failure{fmt.Sprintf("the status cannot be written: %v", err)})
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	out := bufio.NewWriter(w)
+	defer func() { _ = out.Flush() }() // the peer went away: nobody to tell
+	encoder := json.NewEncoder(out)
+	_, err = fmt.Fprintf(out, `%s"services":[`, before)
+	comma := ""
+	for svc := range services {
+		if err == nil {
+			_, err = out.WriteString(comma)
+		}
+		if err == nil {
+			err = encoder.Encode(svc)
+		}
+		if err != nil {
+			return
+		}
+		comma = ","
+	}
+	_, _ = fmt.Fprintf(out, "]%s\n", after)
 }
 
 // peerKey is the context key for the user id of the peer.

@@ -1,6 +1,7 @@
 package reconciler
 
 import (
+	"iter"
 	"slices"
 	"time"
 
@@ -84,19 +85,29 @@ type ProblemStatus struct {
 // Status returns a snapshot of what is known. It never waits for the kernel, and
 // passes wait for it no longer than it takes to copy a map.
 func (r *Reconciler) Status() Status {
+	s, services := r.Report()
+	s.Services = slices.AppendSeq(s.Services, services)
+	return s
+}
+
+// Report returns the same with the services apart, which are made one by one: all of
+// them are much more than vipd has in memory of them.
+func (r *Reconciler) Report() (Status, iter.Seq[ServiceStatus]) {
 	view := r.views.Get()
 	s, memo, stages := r.known(view.Seq)
 	for _, v := range view.Sources {
 		s.Sources = append(s.Sources, sourceStatus(v))
 	}
-	s.Services = make([]ServiceStatus, 0, memo.Len())
-	for svc := range memo.Services(time.Now()) {
-		s.Services = append(s.Services, stages.status(svc))
-	}
 	for k, p := range memo.Problems() {
 		s.Problems = append(s.Problems, ProblemStatus{k, p.Source, p.Name, p.Reason})
 	}
-	return s
+	return s, func(yield func(ServiceStatus) bool) {
+		for svc := range memo.Services(time.Now()) {
+			if !yield(stages.status(svc)) {
+				return
+			}
+		}
+	}
 }
 
 // known returns what Status has to take from between two passes.
@@ -105,7 +116,7 @@ func (r *Reconciler) known(newest uint64) (Status, *desired.Memo, stages) {
 	defer r.mu.Unlock()
 	s := Status{
 		Started: r.started, Mode: r.settings.Mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
-		Sources: []SourceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
+		Sources: []SourceStatus{}, Services: []ServiceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
 	}
 	s.Pass.Pending = newest != r.view.Seq || r.pass.Count == 0
 	return s, r.memo.Still(), r.stages.clone()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime/debug"
 	"strconv"
@@ -218,8 +219,8 @@ func (d *daemon) loaded() time.Time {
 }
 
 // Status tells what the reconciler knows, and what hinders service on this host.
-func (d *daemon) Status(ctx context.Context) reconciler.Status {
-	s := d.reconciler.Status()
+func (d *daemon) Status(ctx context.Context) (reconciler.Status, iter.Seq[reconciler.ServiceStatus]) {
+	s, services := d.reconciler.Report()
 	s.Findings = append(s.Findings, d.host.door.Findings(ctx)...)
 	s.Findings = append(s.Findings, d.host.tools.Findings(ctx)...)
 	s.IPTables = d.host.iptables()
@@ -227,7 +228,7 @@ func (d *daemon) Status(ctx context.Context) reconciler.Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.Config = d.status
-	return s
+	return s, services
 }
 
 // giveBack returns unused memory to the kernel. A start, a reload and a plan need
