@@ -67,6 +67,31 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
+// TestDriftIsRepairedWithTheLegacyBackend shows what differs there: the kernel tells
+// nothing, so vipd looks once a second, nobody is named, and there is no anchor.
+// Connections live if some rule that uses conntrack stays.
+func TestDriftIsRepairedWithTheLegacyBackend(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	w := newWorld(t, 2)
+	w.serveAll(8080)
+	w.write(strings.Replace(calm(config(
+		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
+		service{name: "never", port: 81, more: []string{`masquerade = "never"`}, backends: w.at(8080, 1)},
+		service{name: "dns", port: 53, protocol: "udp", backends: w.at(8080, 1, 2)})), "[proxy]", "[proxy]\niptables_backend = \"legacy\"", 1))
+	w.start()
+	for _, d := range []damage{
+		{name: "F65_the_nat_table_is_flushed", do: "iptables-legacy -t nat -F; ip6tables-legacy -t nat -F"},
+		{name: "F65_all_tables_are_flushed", do: "for t in iptables-legacy ip6tables-legacy; do $t -t nat -F; $t -F; $t -t mangle -F; done", deadly: true, refused: true},
+		{name: "F66_one_chain_is_flushed", do: "iptables-legacy -t nat -F VIPD-SVC; ip6tables-legacy -t nat -F VIPD-SVC"},
+		{name: "B61_a_jump_is_removed", do: "iptables-legacy -t nat -D PREROUTING 1; ip6tables-legacy -t nat -D PREROUTING 1"},
+		{name: "B61_a_jump_is_displaced", do: "iptables-legacy -t nat -I PREROUTING 1 -p tcp --dport 9 -j ACCEPT"},
+	} {
+		t.Run(d.name, func(t *testing.T) { w.suffers(t, d) })
+	}
+}
+
 // suffers does a damage and judges what became of it.
 func (w *world) suffers(t *testing.T, d damage) {
 	whole, told := w.kernelState(), w.logged()
@@ -136,7 +161,7 @@ func (w *world) asBefore(t *testing.T, whole string) {
 // jumpsLead tells whether the ways into our chains come before the rules of others.
 func (w *world) jumpsLead() bool {
 	w.t.Helper()
-	for _, tool := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
+	for _, tool := range saves {
 		foreign, table := map[string]bool{}, ""
 		for line := range strings.Lines(w.LB.Run(w.t, tool)) {
 			fields := strings.Fields(line)

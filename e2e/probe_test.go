@@ -121,12 +121,15 @@ func (w *world) generation() uint32 {
 // device finds what the kernel chooses about a device: its number and its address.
 var device = regexp.MustCompile(`^\d+: |link/ether \S+`)
 
+// saves are the tools that show the rules of either backend.
+var saves = []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"}
+
 // kernelState returns all that vipd can have put into the kernel, a sorted line
 // each, in a form that depends on nothing else.
 func (w *world) kernelState() string {
 	w.t.Helper()
 	var state []string
-	for _, tool := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
+	for _, tool := range saves {
 		table, rules := "", map[string]int{}
 		for line := range strings.Lines(w.LB.Run(w.t, tool)) {
 			fields := strings.Fields(line)

@@ -58,7 +58,6 @@ func TestF80_FiftyThousandRules(t *testing.T) {
 	began := time.Now()
 	w.LB.Run(t, "iptables-nft", "-t", "nat", "-F")
 	flushed := time.Since(began)
-	w.hup() // asks for a pass that compares, in case that nobody told
 	took(fmt.Sprintf("the repair after a flush, which itself took %s", flushed.Round(time.Millisecond)), func() {
 		w.eventually("the last service answers", func() bool { return w.serves(last) })
 		w.await("rest", func(s reconciler.Status) bool { return idle(s) && s.Pass.Error == "" })
