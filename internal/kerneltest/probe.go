@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -34,6 +36,11 @@ type Feature struct {
 // Dummy is the dummy network device.
 func Dummy() Feature {
 	return Feature{Name: "dummy network device", Module: "dummy", Config: "CONFIG_DUMMY", probe: probeDummy}
+}
+
+// Statistic is the match of iptables that takes a packet at random.
+func Statistic() Feature {
+	return Feature{Name: "iptables match statistic", Module: "xt_statistic", Config: "CONFIG_NETFILTER_XT_MATCH_STATISTIC", probe: probeStatistic}
 }
 
 // Probe asks the kernel, in the namespaces of the process: nil is yes,
@@ -101,9 +108,39 @@ func bar(t testing.TB, f Feature) {
 			t.Errorf("kerneltest: %v", err)
 		}
 	})
-	if err := unix.DeleteModule(f.Module, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
-		t.Fatalf("kerneltest: unload module %s: %v", f.Module, err)
+	for end := time.Now().Add(unloadTimeout); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.DeleteModule(f.Module, unix.O_NONBLOCK)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return
+		}
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(end) { // a network namespace that goes still has rules
+			t.Fatalf("kerneltest: unload module %s: %v", f.Module, err)
+		}
 	}
+}
+
+// unloadTimeout is how long a module may be in use by a network namespace that goes.
+const unloadTimeout = 30 * time.Second
+
+// probeStatistic adds a rule to a chain that nothing leads to.
+func probeStatistic() error {
+	const chain = "probe-statistic"
+	iptables := func(args ...string) ([]byte, error) {
+		return exec.Command("iptables-nft", append([]string{"-t", "nat"}, args...)...).CombinedOutput()
+	}
+	if out, err := iptables("-N", chain); err != nil {
+		return fmt.Errorf("make a chain: %w: %s", err, out)
+	}
+	out, err := iptables("-A", chain, "-m", "statistic", "--mode", "random", "--probability", "0.5")
+	_, flushErr := iptables("-F", chain)
+	_, deleteErr := iptables("-X", chain)
+	if err := errors.Join(flushErr, deleteErr); err != nil {
+		return fmt.Errorf("remove a chain: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("add a rule: %w (%w: %s)", ErrNotSupported, err, out)
+	}
+	return nil
 }
 
 func probeDummy() error {

@@ -111,7 +111,13 @@ func (t *Tools) Probe(ctx context.Context) error {
 func inScratch(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: nobody else may run in there
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // the first thread of a process never ends
+			done <- inScratch(f) // on another one, for this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
+		// Never unlocked: nobody else may run in there.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("make a network namespace: %w", err)
 			return
