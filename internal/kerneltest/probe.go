@@ -3,6 +3,7 @@ package kerneltest
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -125,8 +126,10 @@ const unloadTimeout = 30 * time.Second
 // probeStatistic adds a rule to a chain that nothing leads to.
 func probeStatistic() error {
 	const chain = "probe-statistic"
+	ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
+	defer cancel()
 	iptables := func(args ...string) ([]byte, error) {
-		return exec.Command("iptables-nft", append([]string{"-t", "nat"}, args...)...).CombinedOutput()
+		return exec.CommandContext(ctx, "iptables-nft", append([]string{"-t", "nat"}, args...)...).CombinedOutput()
 	}
 	if out, err := iptables("-N", chain); err != nil {
 		return fmt.Errorf("make a chain: %w: %s", err, out)
