@@ -318,10 +318,10 @@ func usersOf(want lb.Snapshot, addrs map[netip.Addr]error) map[lb.Key]error {
 	return failed
 }
 
-// servicesAt yields the services of some VIPs, in no order.
+// servicesAt yields the services of some VIPs, in the order of their keys.
 func servicesAt[V any](want lb.Snapshot, vips map[netip.Addr]V) iter.Seq[*lb.Service] {
 	return func(yield func(*lb.Service) bool) {
-		for a := range vips {
+		for _, a := range slices.SortedFunc(maps.Keys(vips), netip.Addr.Compare) {
 			for svc := range want.From(lb.Key{Addr: a}) {
 				if svc.Key.Addr != a {
 					break

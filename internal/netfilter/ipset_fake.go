@@ -5,15 +5,18 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 )
 
 // FakeSets is a Sets in memory, for tests. It is strict: an entry that its set
 // type cannot hold, a set that is not there, or a set whose type differs is
-// refused, as by the kernel. Its methods may be used by one goroutine at a time.
+// refused, as by the kernel. Its methods may be used at the same time; InUse and
+// what Entries calls must not use it.
 type FakeSets struct {
 	InUse func(name string) bool            // whether a rule names the set; nil: none does
 	Fail  func(op string, set string) error // injects a failure before op ("add", "entries"...); may be nil
 
+	mu    sync.Mutex
 	sets  map[string]Set
 	holds map[string]map[Entry]struct{}
 }
@@ -27,6 +30,8 @@ func NewFakeSets() *FakeSets {
 
 // Dump returns every set of the fake with its entries, sorted, one a line.
 func (f *FakeSets) Dump() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(f.sets)) {
 		lines = append(lines, fmt.Sprintf("set %s %s %s", name, f.sets[name].Type, f.sets[name].Family))
@@ -42,6 +47,8 @@ func (f *FakeSets) List(ctx context.Context) ([]Set, error) {
 	if err := f.begin(ctx, "list", ""); err != nil {
 		return nil, err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var sets []Set
 	for _, name := range slices.Sorted(maps.Keys(f.sets)) {
 		sets = append(sets, f.sets[name])
@@ -54,6 +61,8 @@ func (f *FakeSets) Create(ctx context.Context, set Set) error {
 	if err := f.begin(ctx, "create", set.Name); err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if old, found := f.sets[set.Name]; found {
 		if old != set {
 			return fmt.Errorf("create ipset %s: %w", set.Name, ErrSetType)
@@ -70,6 +79,8 @@ func (f *FakeSets) Entries(ctx context.Context, set Set, each func(Entry)) error
 	if err := f.begin(ctx, "entries", set.Name); err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.same(set); err != nil {
 		return err
 	}
@@ -84,6 +95,8 @@ func (f *FakeSets) Size(ctx context.Context, set Set) (int, error) {
 	if err := f.begin(ctx, "size", set.Name); err != nil {
 		return 0, err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return len(f.holds[set.Name]), f.same(set)
 }
 
@@ -92,6 +105,8 @@ func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
 	if err := f.begin(ctx, "add", set.Name); err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.same(set); err != nil {
 		return err
 	}
@@ -115,6 +130,8 @@ func (f *FakeSets) Delete(ctx context.Context, set Set, entries []Entry) error {
 	if err := f.begin(ctx, "delete", set.Name); err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.same(set); err != nil {
 		return err
 	}
@@ -132,6 +149,8 @@ func (f *FakeSets) Destroy(ctx context.Context, name string) error {
 	if err := f.begin(ctx, "destroy", name); err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if _, found := f.sets[name]; !found {
 		return nil
 	}
