@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"vipd/lb"
@@ -98,6 +99,7 @@ func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error)
 		if pr.Service == nil || pr.Service.Key != k {
 			return nil, errors.New("the recorded service is missing or of another VIP:port")
 		}
+		pr.Service.Backends = slices.Clone(pr.Service.Backends) // the decoder leaves room for more, for good
 		p := &placed{Service: pr.Service, Leaving: pr.Leaving, Refusing: pr.Refusing}
 		for b, left := range pr.Drains {
 			p.drain(nil, b, now.Add(left-gone))

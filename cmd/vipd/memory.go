@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -96,6 +97,7 @@ func (m *memory) accept(key string, raw []byte) error {
 		return fmt.Errorf("it holds service %s", spec.Key)
 	}
 	spec.Normalize()
+	spec.Backends = slices.Clone(spec.Backends) // the decoder leaves room for more, for good
 	spec.Clients = lb.NormalizeClients(spec.Clients)
 	m.accepted[source] = append(m.accepted[source], spec)
 	return nil
