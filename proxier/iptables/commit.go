@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"bytes"
+	"iter"
 
 	"vipd/internal/netfilter"
 )
@@ -20,28 +21,30 @@ func (c commit) size() int { return len(c.write) + len(c.remove) }
 
 // pack joins parts, in order, into as few commits of at most limit chains as may
 // be. A part that is larger is a commit of its own.
-func pack(parts []commit, limit int) (commits []commit) {
-	var c commit
-	flush := func() {
-		if c.size() > 0 {
-			commits = append(commits, c)
+func pack(parts iter.Seq2[commit, error], limit int) iter.Seq2[commit, error] {
+	return func(yield func(commit, error) bool) {
+		var c commit
+		flush := func() bool {
+			full := c
 			c = commit{}
+			return full.size() == 0 || yield(full, nil)
 		}
+		for part, err := range parts {
+			alone := err != nil || !part.repair.Empty()
+			if (alone || c.size()+part.size() > limit) && !flush() {
+				return
+			}
+			if alone {
+				if !yield(part, err) {
+					return
+				}
+				continue
+			}
+			c.write = append(c.write, part.write...)
+			c.remove = append(c.remove, part.remove...)
+		}
+		flush()
 	}
-	for _, part := range parts {
-		if !part.repair.Empty() {
-			flush()
-			commits = append(commits, part)
-			continue
-		}
-		if c.size()+part.size() > limit {
-			flush()
-		}
-		c.write = append(c.write, part.write...)
-		c.remove = append(c.remove, part.remove...)
-	}
-	flush()
-	return commits
 }
 
 // script returns the commit for iptables-restore --noflush. All chains come

@@ -61,7 +61,8 @@ type pass struct {
 	applied    []change        // what is in place by now
 	failed     map[lb.Key]failure
 	kept       map[lb.Key]*lb.Service // services that would go, but may not yet
-	commits    []commit               // what was written
+	written    int                    // commits
+	commits    []commit               // the same, if dry
 	setChanges []proxier.Change       // sets made and removed
 	names      map[string]string      // chains to what they belong, if dry
 }
@@ -349,7 +350,9 @@ func (p *pass) commit(ctx context.Context, c commit) error {
 			return fmt.Errorf("%s table %s: %w", p.family, table, err)
 		}
 	}
-	p.commits = append(p.commits, c)
+	if p.written++; p.dry {
+		p.commits = append(p.commits, c)
+	}
 	p.memory.wrote(c)
 	if !c.repair.Empty() {
 		p.mended, p.linked = true, nil

@@ -141,7 +141,7 @@ func (p *Proxier) done(f *family, pass *pass) {
 	if p.evict != nil {
 		pass.endFlows(p.evict)
 	}
-	if n := len(pass.commits); n > 0 {
+	if n := pass.written; n > 0 {
 		p.log.Debug("rules written", "family", f.Family, "commits", n, "services", len(pass.applied))
 	}
 }

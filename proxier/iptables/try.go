@@ -4,34 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
 )
 
-// attempt is what one try has to write, in the order of the fields.
+// attempt is what one try is about to do.
 type attempt struct {
-	services []commit // the chains of a service stay together
-	tree     []commit // nodes, each after those that it leads to
+	changes  []change
 	skeleton []commit
-	garbage  []commit
-
-	root *tree   // what the tree leads to afterwards
-	gone []*tree // nodes of it that go, unless the kernel was read
+	wanted   bool     // the way in, and with it a tree
+	moved    bool     // the tree may be another one than what stands
+	root     *tree    // what the dispatch leads to afterwards
+	write    []*tree  // nodes that may have to be written, each after those that it leads to
+	left     []string // chains that nothing leads to afterwards
+	garbage  bool     // they are to be removed
 }
 
 // try puts changes in place, and removes what they leave if asked to. If it is
 // refused, what was committed before stands and is remembered.
 func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) error {
 	m := p.memory
-	a, err := p.plan(changes, withGarbage)
-	if err != nil {
-		return err
-	}
+	a := p.plan(changes, withGarbage)
 	m.treeOpen = true
-	for _, c := range pack(slices.Concat(a.services, a.tree, a.skeleton, a.garbage), p.limit) {
-		if err := p.commit(ctx, c); err != nil {
+	for c, err := range pack(p.parts(&a), p.limit) {
+		if err == nil {
+			err = p.commit(ctx, c)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -47,30 +49,60 @@ func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) erro
 	return nil
 }
 
-// plan works out what a try has to write.
-func (p *pass) plan(changes []change, withGarbage bool) (attempt, error) {
+// plan works out what a try has to do, but for the text of the rules.
+func (p *pass) plan(changes []change, withGarbage bool) attempt {
 	m := p.memory
-	a := attempt{root: relink(m.root, changes)}
-	var left []string // chains that the changed services had and have no more
-	for _, c := range changes {
-		part, gone, err := p.planService(c)
-		if err != nil {
-			return a, err
+	a := attempt{changes: changes, wanted: p.skeletonWanted(), root: relink(m.root, changes), garbage: withGarbage}
+	if a.moved = a.wanted && (a.root != m.root || m.treeOpen); a.moved {
+		old := m.root
+		if m.treeOpen {
+			old = nil
 		}
-		a.services = append(a.services, part)
-		left = append(left, gone...)
-	}
-	wanted := p.skeletonWanted()
-	if wanted && (a.root != m.root || m.treeOpen) {
-		p.planTree(&a)
+		write, gone := diffChains(old, a.root)
+		a.write = write
+		for _, n := range gone {
+			a.left = append(a.left, nodeName(n))
+		}
 	}
 	if p.fresh && !p.mended {
-		a.skeleton = p.planSkeleton(wanted)
+		a.skeleton = p.planSkeleton(a.wanted)
 	}
-	if withGarbage {
-		a.garbage = p.planGarbage(&a, left)
+	return a
+}
+
+// parts yields what a try writes, in the order that leaves a working rule set after
+// each: services, the tree, the way in, and what goes. Rules are rendered as they
+// are asked for: all of them at once would be much memory.
+func (p *pass) parts(a *attempt) iter.Seq2[commit, error] {
+	return func(yield func(commit, error) bool) {
+		for _, c := range a.changes { // the chains of a service stay together
+			part, gone, err := p.planService(c)
+			if !yield(part, err) {
+				return
+			}
+			a.left = append(a.left, gone...)
+		}
+		chain := func(c netfilter.Chain) bool {
+			return p.memory.have[c.Name] == stampOf(c) || yield(commit{write: []netfilter.Chain{c}}, nil)
+		}
+		for _, n := range a.write {
+			if !chain(nodeChain(n)) {
+				return
+			}
+		}
+		if a.moved && !chain(rootChain(a.root)) {
+			return
+		}
+		parts := a.skeleton
+		if a.garbage {
+			parts = slices.Concat(parts, removal(p.unwanted(a), p.limit))
+		}
+		for _, part := range parts {
+			if !yield(part, nil) {
+				return
+			}
+		}
 	}
-	return a, nil
 }
 
 // planService returns the chains of a service that have to be written, and those
@@ -155,28 +187,6 @@ func relink(root *tree, changes []change) *tree {
 	return root.update(in, out)
 }
 
-// planTree compares the tree with the one that stands.
-func (p *pass) planTree(a *attempt) {
-	m := p.memory
-	old := m.root
-	if m.treeOpen {
-		old = nil
-	}
-	write, gone := diffChains(old, a.root)
-	a.gone = gone
-	for _, n := range write {
-		a.write(m, nodeChain(n))
-	}
-	a.write(m, rootChain(a.root))
-}
-
-// write adds a chain of the tree, unless it stands as it should.
-func (a *attempt) write(m *memory, c netfilter.Chain) {
-	if m.have[c.Name] != stampOf(c) {
-		a.tree = append(a.tree, commit{write: []netfilter.Chain{c}})
-	}
-}
-
 // planSkeleton repairs the way in, or removes it.
 func (p *pass) planSkeleton(wanted bool) []commit {
 	var r netfilter.Repair
@@ -205,23 +215,6 @@ func (p *pass) wayIn() netfilter.Skeleton {
 	return s
 }
 
-// planGarbage removes the chains that nothing leads to any more: those that the
-// changes leave, or if the kernel was read, all that nobody wants.
-func (p *pass) planGarbage(a *attempt, left []string) []commit {
-	m := p.memory
-	if p.fresh {
-		left = p.unwanted(a, left)
-	} else {
-		for _, n := range a.gone {
-			left = append(left, nodeName(n))
-		}
-	}
-	slices.Sort(left)
-	left = slices.Compact(left)
-	left = slices.DeleteFunc(left, func(name string) bool { _, stands := m.have[name]; return !stands })
-	return removal(left, p.limit)
-}
-
 // removal removes chains to which nothing leads but others of them. If they are
 // too many for one commit all are emptied first.
 func removal(names []string, limit int) (parts []commit) {
@@ -240,12 +233,24 @@ func removal(names []string, limit int) (parts []commit) {
 	return parts
 }
 
-// unwanted adds to left the chains in the kernel that no node and no service
-// wants. While nothing may be removed these are nodes only.
-func (p *pass) unwanted(a *attempt, left []string) []string {
-	m := p.memory
+// unwanted returns the chains to which nothing leads any more: those that the
+// changes left, or if the kernel was read, all that nobody wants.
+func (p *pass) unwanted(a *attempt) []string {
+	left := a.left
+	if p.fresh {
+		left = p.strangers(a)
+	}
+	slices.Sort(left)
+	left = slices.Compact(left)
+	return slices.DeleteFunc(left, func(name string) bool { _, stands := p.memory.have[name]; return !stands })
+}
+
+// strangers returns the chains in the kernel that no node and no service wants, and
+// those that the changes left. While nothing may be removed these are nodes only.
+func (p *pass) strangers(a *attempt) []string {
+	m, left := p.memory, a.left
 	stays := map[string]bool{}
-	if p.skeletonWanted() {
+	if a.wanted {
 		stays[chainDispatch] = true
 		nodes, _ := diffChains(nil, a.root)
 		for _, n := range nodes {
@@ -310,14 +315,8 @@ func (p *pass) collect(ctx context.Context) error {
 	if err := p.try(ctx, nil, false); err != nil {
 		return p.unknown(err)
 	}
-	a, err := p.plan(nil, true)
-	if err != nil {
-		return p.unknown(err)
-	}
-	var names []string
-	for _, part := range a.garbage {
-		names = append(names, part.remove...)
-	}
+	a := p.plan(nil, true)
+	names := p.unwanted(&a)
 	for _, name := range names {
 		if err := p.commit(ctx, commit{write: []netfilter.Chain{{Name: name}}}); err != nil {
 			return p.unknown(err)
