@@ -31,8 +31,8 @@ const binDirEnv = "VIPD_BIN_DIR"
 const patience = time.Minute
 
 // inVM are the tests that the lane of the virtual machine runs, for the sake of its
-// dummy device and its older kernel. All of them would take an hour there.
-const inVM = `^TestB(1|66)_`
+// dummy device, its SCTP sockets and its older kernel. All of them would take an hour there.
+const inVM = `^TestB(1|5|66)_`
 
 func TestMain(m *testing.M) {
 	os.Exit(runAll(m))

@@ -44,6 +44,11 @@ func Statistic() Feature {
 	return Feature{Name: "iptables match statistic", Module: "xt_statistic", Config: "CONFIG_NETFILTER_XT_MATCH_STATISTIC", probe: probeStatistic}
 }
 
+// SCTP is sockets for SCTP; netfilter knows the protocol without them.
+func SCTP() Feature {
+	return Feature{Name: "SCTP sockets", Module: "sctp", Config: "CONFIG_IP_SCTP", probe: probeSCTP}
+}
+
 // Probe asks the kernel, in the namespaces of the process: nil is yes,
 // ErrNotSupported is no, any other error means that it could not be found out.
 func (f Feature) Probe() error {
@@ -156,6 +161,17 @@ func probeDummy() error {
 		return fmt.Errorf("add a dummy device: %w", err)
 	}
 	return netlink.LinkDel(link)
+}
+
+func probeSCTP() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
+		return fmt.Errorf("open an SCTP socket: %w (%w)", ErrNotSupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("open an SCTP socket: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // evidence says, in words, where the host shows that its kernel has the feature;
