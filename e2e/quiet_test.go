@@ -38,7 +38,7 @@ func TestB54_OurOwnWritesCauseNoPass(t *testing.T) {
 	other := service{name: "other", vips: []string{"192.0.2.11", "2001:db8::11"}, port: 80, backends: w.at(8080, 1, 2)}
 	w.write(calm(config(web, other)))
 	w.start()
-	const changes = 20
+	const changes = 10
 	before, generation := w.passes(), w.generation()
 	for i := range changes {
 		web.backends = w.at(8080, 2-i%2)
