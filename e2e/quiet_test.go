@@ -20,10 +20,13 @@ func calm(text string) string {
 // idle tells whether nothing is under way.
 func idle(s reconciler.Status) bool { return s.Ready && !s.Pass.Pending }
 
-// passes returns how many passes vipd has made once nothing is under way.
+// passes returns how many passes vipd has made once nothing is under way, and has not
+// been for some time: a source that repeats its answer may be a pass more.
 func (w *world) passes() uint64 {
 	w.t.Helper()
-	return w.await("rest", idle).Pass.Count
+	return w.await("rest", func(s reconciler.Status) bool {
+		return idle(s) && time.Since(s.Pass.Started.Add(s.Pass.Duration)) > 500*time.Millisecond
+	}).Pass.Count
 }
 
 // TestB54_OurOwnWritesCauseNoPass counts: a reload that changes something is one
@@ -114,7 +117,9 @@ func TestF82_AfterConntrackIsFlushedNewConnectionsAreFine(t *testing.T) {
 	}
 	before := flows.Report().Datagrams.Total
 	w.eventually("the flows go on", func() bool { return flows.Report().Datagrams.Total > before+50 })
-	lossless(t, "UDP flows", flows.Stop())
+	if r := flows.Stop(); r.Lost() > 10 { // an answer on its way finds no entry: one a flow at most
+		t.Errorf("UDP flows:\n%s", r)
+	}
 	if r := held.Stop(); r.Held.Classes[loss.Reset] != r.Held.Total {
 		t.Errorf("the established connections were not all reset:\n%s", r)
 	}
