@@ -8,15 +8,6 @@ import (
 	"vipd/lb"
 )
 
-// stamp says what a chain in the kernel holds. The zero stamp is a chain that
-// holds something else than we ever wrote.
-type stamp struct {
-	sum   string
-	lines int
-}
-
-func stampOf(c netfilter.Chain) stamp { return stamp{c.Sum(), max(len(c.Rules), 1)} }
-
 // memory is what is remembered of one family.
 type memory struct {
 	// applied is the last snapshot that was asked for, with the version that stands
@@ -28,7 +19,7 @@ type memory struct {
 
 	// have is what stands in the kernel; nil means that it has to be read. It is
 	// all that an error makes us forget.
-	have     map[string]stamp
+	have     standing
 	standing bool // VIPD-SVC and the jumps into it
 	treeOpen bool // the nodes in the kernel may be others
 	gated    bool // when have was read nothing could be removed
@@ -61,11 +52,6 @@ type compiled struct {
 	chains  []namedStamp
 }
 
-type namedStamp struct {
-	name string
-	stamp
-}
-
 func newMemory() *memory {
 	return &memory{
 		failed:   map[lb.Key]failure{},
@@ -94,11 +80,11 @@ func (m *memory) forget() { m.have = nil }
 func (m *memory) wrote(c commit) {
 	m.written = true
 	for _, chain := range c.write {
-		m.have[chain.Name] = stampOf(chain)
+		m.have[idOf(chain.Name)] = stampOf(chain)
 		m.seen.Forget(chain.Name)
 	}
 	for _, name := range c.remove {
-		delete(m.have, name)
+		delete(m.have, idOf(name))
 		m.seen.Forget(name)
 	}
 	if !c.repair.Empty() {
@@ -109,14 +95,14 @@ func (m *memory) wrote(c commit) {
 // adopt takes over what was read from the kernel. It returns the services that
 // the tree there leads to.
 func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
-	m.have = make(map[string]stamp, len(t.Own))
+	m.have = make(standing, len(t.Own))
 	linked, list := map[lb.Key]bool{}, t.Listing()
 	m.found = map[string]int{}
 	for name, rules := range t.Own {
 		if kindOf(name) == foreign {
 			continue
 		}
-		m.have[name] = m.stampRead(name, list.Own[name])
+		m.have[idOf(name)] = m.stampRead(name, list.Own[name])
 		if hash, n, is := slotOf(name); is {
 			m.found[hash] = n
 		}
@@ -134,11 +120,10 @@ func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
 
 // stampRead returns the stamp of a chain as it was read.
 func (m *memory) stampRead(name string, c netfilter.Listed) stamp {
-	s := stamp{c.Sum, c.Rules}
-	if !m.seen.Same(name, s.sum, s.lines, c) {
-		return stamp{}
+	if !m.seen.Same(name, c.Sum, c.Rules, c) {
+		return 0
 	}
-	return s
+	return newStamp(c.Sum, c.Rules)
 }
 
 // chains renders a service. One with affinity keeps the slots that it gets here.
@@ -171,7 +156,7 @@ func (m *memory) compile(s *lb.Service) ([]namedStamp, error) {
 	}
 	stamps := make([]namedStamp, len(chains))
 	for i, c := range chains {
-		stamps[i] = namedStamp{c.Name, stampOf(c)}
+		stamps[i] = namedStamp{idOf(c.Name), stampOf(c)}
 	}
 	m.compiled[s.Key] = compiled{s, stamps}
 	return stamps, nil
@@ -179,5 +164,5 @@ func (m *memory) compile(s *lb.Service) ([]namedStamp, error) {
 
 // matches reports whether all the chains stand as they should.
 func (m *memory) matches(chains []namedStamp) bool {
-	return !slices.ContainsFunc(chains, func(c namedStamp) bool { return m.have[c.name] != c.stamp })
+	return !slices.ContainsFunc(chains, func(c namedStamp) bool { return !m.have.match(c) })
 }

@@ -10,8 +10,8 @@ import (
 	"vipd/lb"
 )
 
-// TestMemoryOfManyServices prints what is remembered of so many services, with all
-// of their chains read back once, beside the services themselves.
+// TestMemoryOfManyServices prints what is remembered of so many services, beside
+// the services themselves and what is kept of a chain that was read back.
 func TestMemoryOfManyServices(t *testing.T) {
 	for _, n := range []int{10000, 50000} {
 		e := lb.Snapshot{}.Edit()
@@ -38,6 +38,9 @@ func TestMemoryOfManyServices(t *testing.T) {
 		m.have = nil
 		have := synced - tree - compiled - heap()
 		t.Logf("%d services of 10 backends: %.1f MB: tree %.1f, compiled %.1f, have %.1f, rest %.1f", want.Len(), mb(synced-before), mb(tree), mb(compiled), mb(have), mb(heap()-before))
+		if each := (synced - before) / int64(want.Len()); each > 450 {
+			t.Errorf("%d services: %d bytes for each", want.Len(), each)
+		}
 		runtime.KeepAlive(p)
 		runtime.KeepAlive(want)
 	}

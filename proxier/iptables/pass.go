@@ -172,10 +172,10 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	}
 	p.fresh, p.table = true, t
 	m.treeOpen, m.gated = true, !p.how.Prune
-	_, m.standing = m.have[chainService]
+	m.standing = m.have.stands(chainService)
 	p.strays = nil
 	var keys []lb.Key
-	stands := func(k lb.Key) bool { _, found := m.have[serviceChain(k)]; return found }
+	stands := func(k lb.Key) bool { return m.have.stands(serviceChain(k)) }
 	for s := range p.own(applied) {
 		if stands(s.Key) && len(s.Usable()) > 0 { // else it is damaged, and linked with its repair
 			keys = append(keys, s.Key)

@@ -83,7 +83,7 @@ func (p *pass) parts(a *attempt) iter.Seq2[commit, error] {
 			a.left = append(a.left, gone...)
 		}
 		chain := func(c netfilter.Chain) bool {
-			return p.memory.have[c.Name] == stampOf(c) || yield(commit{write: []netfilter.Chain{c}}, nil)
+			return p.memory.have.holds(c) || yield(commit{write: []netfilter.Chain{c}}, nil)
 		}
 		for _, n := range a.write {
 			if !chain(nodeChain(n)) {
@@ -109,14 +109,14 @@ func (p *pass) parts(a *attempt) iter.Seq2[commit, error] {
 // of its last version that it does not have any more.
 func (p *pass) planService(c change) (part commit, gone []string, err error) {
 	m := p.memory
-	keep := map[string]bool{}
+	keep := map[chainID]bool{}
 	if c.after != nil {
 		stamps, err := m.compile(c.after)
 		if err != nil {
 			return part, nil, err
 		}
 		for _, s := range stamps {
-			keep[s.name] = true
+			keep[s.id] = true
 		}
 		if !m.matches(stamps) {
 			chains, err := m.chains(c.after)
@@ -124,7 +124,7 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 				return part, nil, err
 			}
 			for i, chain := range chains {
-				if m.have[chain.Name] != stamps[i].stamp {
+				if !m.have.match(stamps[i]) {
 					part.write = append(part.write, chain)
 				}
 			}
@@ -139,7 +139,7 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 			return part, nil, err
 		}
 		for _, chain := range old {
-			if !keep[chain.Name] {
+			if !keep[idOf(chain.Name)] {
 				gone = append(gone, chain.Name)
 			}
 		}
@@ -164,7 +164,7 @@ func (p *pass) note(k lb.Key, part commit, gone []string) {
 // earlier layout, which may be asked until something may be removed.
 func (p *pass) closeOlder(k lb.Key) []netfilter.Chain {
 	c := netfilter.Chain{Name: olderServiceChain(k)}
-	if have, stands := p.memory.have[c.Name]; !stands || have == stampOf(c) || p.how.Prune {
+	if have := p.memory.have; !have.stands(c.Name) || have.holds(c) || p.how.Prune {
 		return nil
 	}
 	return []netfilter.Chain{c}
@@ -205,7 +205,7 @@ func (p *pass) planSkeleton(wanted bool) []commit {
 // removed, what the tree does not know goes on to that of an earlier layout.
 func (p *pass) wayIn() netfilter.Skeleton {
 	s := p.skeleton
-	if _, stands := p.memory.have[olderDispatch]; p.how.Prune || !stands {
+	if p.how.Prune || !p.memory.have.stands(olderDispatch) {
 		return s
 	}
 	entry := s.Chains[0]
@@ -242,19 +242,19 @@ func (p *pass) unwanted(a *attempt) []string {
 	}
 	slices.Sort(left)
 	left = slices.Compact(left)
-	return slices.DeleteFunc(left, func(name string) bool { _, stands := p.memory.have[name]; return !stands })
+	return slices.DeleteFunc(left, func(name string) bool { return !p.memory.have.stands(name) })
 }
 
 // strangers returns the chains in the kernel that no node and no service wants, and
 // those that the changes left. While nothing may be removed these are nodes only.
 func (p *pass) strangers(a *attempt) []string {
 	m, left := p.memory, a.left
-	stays := map[string]bool{}
+	stays := map[chainID]bool{}
 	if a.wanted {
-		stays[chainDispatch] = true
+		stays[idOf(chainDispatch)] = true
 		nodes, _ := diffChains(nil, a.root)
 		for _, n := range nodes {
-			stays[nodeName(n)] = true
+			stays[idOf(nodeName(n))] = true
 		}
 	}
 	if p.how.Prune {
@@ -264,7 +264,7 @@ func (p *pass) strangers(a *attempt) []string {
 				continue // it never stood
 			}
 			for _, c := range chains {
-				stays[c.name] = true
+				stays[c.id] = true
 			}
 		}
 	}
@@ -273,14 +273,14 @@ func (p *pass) strangers(a *attempt) []string {
 			p.reach(serviceChain(k), stays) // its new version failed: the old one stands
 		}
 	}
-	for name := range m.have {
+	for name := range p.table.Own {
 		switch kindOf(name) {
 		case node:
-			if !stays[name] {
+			if !stays[idOf(name)] {
 				left = append(left, name)
 			}
 		case service:
-			if p.how.Prune && !stays[name] {
+			if p.how.Prune && !stays[idOf(name)] {
 				left = append(left, name)
 			}
 		case older:
@@ -293,11 +293,11 @@ func (p *pass) strangers(a *attempt) []string {
 }
 
 // reach adds a chain, and all that the kernel goes to from it.
-func (p *pass) reach(chain string, stays map[string]bool) {
-	if stays[chain] {
+func (p *pass) reach(chain string, stays map[chainID]bool) {
+	if stays[idOf(chain)] {
 		return
 	}
-	stays[chain] = true
+	stays[idOf(chain)] = true
 	for _, rule := range p.table.Own[chain] {
 		if to := netfilter.Target(rule); kindOf(to) == service {
 			p.reach(to, stays)
