@@ -50,9 +50,9 @@ func read(r io.Reader, want string) (contents, error) {
 	for number := 1; ; number++ {
 		text, err := lines.ReadBytes('\n')
 		switch {
-		case err == io.EOF && number == 1 && !strings.HasPrefix(want, string(text)):
+		case errors.Is(err, io.EOF) && number == 1 && !strings.HasPrefix(want, string(text)):
 			return nothing, errors.New("it is no state log of vipd")
-		case err == io.EOF: // a crash in the last write, or in the very first one
+		case errors.Is(err, io.EOF): // a crash in the last write, or in the very first one
 			return c, nil
 		case err != nil:
 			return nothing, err

@@ -189,11 +189,10 @@ func (s *Store) write() (refused []error, err error) {
 			continue
 		}
 		lines = append(lines, entryLine{id, s.pending[id] == nil, extent{end + int64(begin), int64(len(out) - begin)}})
-		if len(out) > bufferSize && err == nil {
-			err = flush()
-		}
-		if err != nil {
-			break
+		if len(out) > bufferSize {
+			if err = flush(); err != nil {
+				break
+			}
 		}
 	}
 	if err == nil {

@@ -86,15 +86,15 @@ func assign(s *lb.Service, known slots, found map[string]int) slots {
 	return all
 }
 
-// join adds to a the slots of b that it has not.
-func (a slots) join(b slots) slots {
-	all := slices.Clone(a)
-	for _, s := range b {
-		if a.of(s.addr) < 0 {
-			all = append(all, s)
+// join returns all and the slots of others that it has not.
+func (all slots) join(others slots) slots {
+	joined := slices.Clone(all)
+	for _, s := range others {
+		if all.of(s.addr) < 0 {
+			joined = append(joined, s)
 		}
 	}
-	return all
+	return joined
 }
 
 // sticky renders the affinity of one service.
