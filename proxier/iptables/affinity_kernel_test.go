@@ -11,6 +11,7 @@ import (
 	"vipd/internal/kerneltest"
 	"vipd/internal/netfilter"
 	"vipd/lb"
+	"vipd/proxier"
 )
 
 const crowd = 10_000 // clients
@@ -181,6 +182,44 @@ func TestRRServesNewClientsInTurn(t *testing.T) {
 			}
 		}
 		w.close()
+	}
+}
+
+// TestAffinityOfAThousandServices shows what it costs: the sets are those of one
+// service of ten backends, spread over a group.
+func TestAffinityOfAThousandServices(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	h := realHarness(t)
+	e := lb.Snapshot{}.Edit()
+	for i := range 1000 {
+		e.Put(withAffinity(many(fmt.Sprintf("10.96.%d.%d:80", i/250, i%250), 10, 1), time.Hour))
+	}
+	p, k := h.proxier(), h.kernels[netfilter.IPv4]
+	timed := func(what string, want lb.Snapshot, how proxier.How) {
+		t.Helper()
+		k.scripts = nil
+		start := time.Now()
+		if err := p.Sync(t.Context(), want, how); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %s, %d commits", what, time.Since(start).Round(time.Millisecond), len(k.scripts))
+	}
+	timed("load", e.Snapshot(), prune)
+	change := withAffinity(many("10.96.1.7:80", 9, 1), time.Hour)
+	timed("one backend goes", with(e.Snapshot(), change), prune)
+	if names := named(k.scripts); len(names) > 2 {
+		t.Errorf("one backend that goes touches the chains %v", names)
+	}
+	timed("it comes back", e.Snapshot(), prune)
+	p = h.proxier()
+	timed("restart", e.Snapshot(), prune)
+	if len(k.scripts) > 0 {
+		t.Errorf("a restart writes %d times", len(k.scripts))
+	}
+	if sets := h.clientSets(t); len(sets) != groupSize {
+		t.Errorf("the sets are %v, want those of one group", sets)
 	}
 }
 
