@@ -23,18 +23,14 @@ type backend struct {
 func (p *parser) backends(e *entry) {
 	short, hasShort := e.at.field("backends")
 	_, hasLong := e.at.field("backend")
-	var list []node
 	if hasShort {
-		var ok bool
-		list, ok = short.list()
+		list, ok := short.list()
 		e.whole = e.whole && ok
+		for _, n := range list {
+			p.shortBackend(e, n)
+		}
 	}
-	tables := e.at.tables("backend")
-	e.backends = make([]placed[backend], 0, len(list)+len(tables)) // there may be many services
-	for _, n := range list {
-		p.shortBackend(e, n)
-	}
-	for _, n := range tables {
+	for _, n := range e.at.tables("backend") {
 		p.longBackend(e, n)
 	}
 	if !hasShort && !hasLong {

@@ -145,19 +145,14 @@ func (c Chain) WriteRules(b *bytes.Buffer) {
 // difference from it is drift; and a chain that somebody was seen to write is not
 // believed until it is written anew.
 type Baseline struct {
-	known   map[string]known
+	known   map[string]Fingerprint
 	tainted map[string]bool
 	marks   map[string]uint32 // by table: the generation as of which tainted is complete
 }
 
-type known struct {
-	sum   string
-	print Fingerprint
-}
-
 // NewBaseline returns a Baseline that knows nothing yet.
 func NewBaseline() *Baseline {
-	return &Baseline{known: map[string]known{}, tainted: map[string]bool{}, marks: map[string]uint32{}}
+	return &Baseline{known: map[string]Fingerprint{}, tainted: map[string]bool{}, marks: map[string]uint32{}}
 }
 
 // Same reports whether a chain as it was read is one with that checksum and count
@@ -166,11 +161,10 @@ func (b *Baseline) Same(name, sum string, count int, have Listed) bool {
 	if have.Rules != count || count == 0 || have.Sum != sum || b.tainted[name] {
 		return false
 	}
-	now := known{sum, have.Print}
-	if before, found := b.known[name]; found && before.sum == sum {
-		return before == now
+	if before, found := b.known[name]; found {
+		return before == have.Print
 	}
-	b.known[name] = now
+	b.known[name] = have.Print
 	return true
 }
 

@@ -78,8 +78,9 @@ func newLedger() *Ledger { return &Ledger{now: generation, busy: make(chan struc
 // that may wrap.
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
-// Since returns what others did to a table after a generation; 0 is none. Who reads
-// the table after this call knows it as of Now.
+// Since returns what others did to a table after a generation. 0 is that of who
+// never knew the table: then it is unknown, and nobody is said to have touched it.
+// Who reads the table after this call knows it as of Now.
 func (l *Ledger) Since(ctx context.Context, mark uint32, f Family, table string) (Since, error) {
 	if l == nil {
 		return Since{Unknown: true}, ctx.Err()
@@ -100,7 +101,11 @@ func (l *Ledger) Since(ctx context.Context, mark uint32, f Family, table string)
 		}
 		l.lose(now)
 	}
-	s.Unknown = mark == 0 || after(l.floor, mark)
+	if mark == 0 {
+		s.Unknown = true
+		return s, nil
+	}
+	s.Unknown = after(l.floor, mark)
 	for _, i := range l.incidents {
 		switch {
 		case !after(i.generation, mark):

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +48,21 @@ func listChains(ctx context.Context, f Family, table string, chains ...string) (
 	return l, nil
 }
 
+// Survey lists a table and returns the text of some of its chains beside: with the
+// legacy backend, which has to read the text of all, at the cost of one of the two.
+func (t *Tool) Survey(ctx context.Context, table string, spelt ...string) (Listing, Table, error) {
+	if t.backend == Legacy {
+		all, err := t.Read(ctx, table)
+		return all.Listing(), all.only(spelt), err
+	}
+	list, err := t.List(ctx, table)
+	if err != nil {
+		return Listing{}, Table{}, err
+	}
+	text, err := t.ReadChains(ctx, table, spelt...)
+	return list, text, err
+}
+
 // listText lists by way of the text.
 func (t *Tool) listText(ctx context.Context, table string, chains []string) (Listing, error) {
 	read := func() (Table, error) { return t.Read(ctx, table) }
@@ -73,25 +90,35 @@ func newTableReader(f Family, table string) *tableReader {
 	return &tableReader{family: f, table: table, version: -1, list: Listing{Own: map[string]Listed{}, Base: map[string][]Mark{}}}
 }
 
-// read reads the named chains, or all.
+// read reads the named chains, or all. The rules are asked for chain by chain: one
+// dump of them all is quadratic in the kernel, which begins at the first rule again
+// for every 32 KB that it hands out.
 func (r *tableReader) read(ctx context.Context, s *nfSocket, chains []string) error {
+	var interrupted error
+	dump := func(m message, put func([]byte) error) error {
+		err := r.dump(ctx, s, m, put)
+		if errors.Is(err, errInterrupted) { // there is more to read all the same
+			interrupted, err = err, nil
+		}
+		return err
+	}
+	var err error
 	if len(chains) == 0 {
-		return errors.Join(r.dump(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, ""), r.putChain),
-			r.dump(ctx, s, r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, ""), r.putRule))
+		err = dump(r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, ""), r.putChain)
 	}
 	for _, name := range chains {
-		err := r.dump(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, name), r.putChain)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err == nil {
-			err = r.dump(ctx, s, r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, name), r.putRule)
-		}
-		if err != nil {
-			return err
+		if e := dump(r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, name), r.putChain); !errors.Is(e, unix.ENOENT) {
+			err = errors.Join(err, e)
 		}
 	}
-	return nil
+	for _, names := range []iter.Seq[string]{maps.Keys(r.list.Own), maps.Keys(r.list.Base)} {
+		for name := range names {
+			if err == nil {
+				err = dump(r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, name), r.putRule)
+			}
+		}
+	}
+	return errors.Join(err, interrupted)
 }
 
 // request asks for the chains or rules of the table. The attributes that name the

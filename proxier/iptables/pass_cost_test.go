@@ -16,16 +16,24 @@ import (
 // of a pass that is ours.
 type nullKernel struct{ commits, bytes int }
 
-func (k *nullKernel) Read(context.Context, string) (netfilter.Table, error) {
+func (k *nullKernel) Survey(context.Context, string, ...string) (netfilter.Listing, netfilter.Table, error) {
+	return netfilter.Listing{}, netfilter.Table{Base: map[string][]string{}, Own: map[string][]string{}}, nil
+}
+
+func (k *nullKernel) ReadChains(context.Context, string, ...string) (netfilter.Table, error) {
 	return netfilter.Table{Base: map[string][]string{}, Own: map[string][]string{}}, nil
 }
+
+func (k *nullKernel) Since(_ context.Context, mark uint32, _ string) (netfilter.Since, error) {
+	return netfilter.Since{Now: 1, Unknown: mark == 0}, nil
+}
+
 func (k *nullKernel) Restore(_ context.Context, script []byte) error {
 	k.commits, k.bytes = k.commits+1, k.bytes+len(script)
 	return nil
 }
-func (k *nullKernel) Test(context.Context, []byte) error         { return nil }
-func (k *nullKernel) Generation(context.Context) (uint32, error) { return 1, nil }
-func (k *nullKernel) CommitChains() int                          { return 500 }
+func (k *nullKernel) Test(context.Context, []byte) error { return nil }
+func (k *nullKernel) CommitChains() int                  { return 500 }
 
 // costOf is what a pass with one change takes, on average.
 type costOf struct {

@@ -179,9 +179,9 @@ func (p *Proxier) sweep(how proxier.How) {
 	p.evict.Sweep(p.keep)
 }
 
-// Plan implements proxier.Proxier. It reads the kernel, whatever how says, for it
-// shows the lines that go, and has the tool check the lines that come: one that it
-// would refuse is an error.
+// Plan implements proxier.Proxier. It reads the kernel if somebody else touched it,
+// whatever how says, for it shows the lines that go, and has the tool check the
+// lines that come: one that it would refuse is an error.
 func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error) {
 	how.Fresh = true
 	failed := &proxier.Failed{Services: map[lb.Key]error{}}
@@ -193,7 +193,7 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 			continue
 		}
 		pass := f.pass(f.memory.clone(), want, how)
-		pass.dry, pass.names = true, map[string]string{}
+		pass.rehearsal()
 		if err := pass.run(ctx); err != nil {
 			broken[f.Family] = err
 			continue
@@ -201,7 +201,12 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 		if err := pass.rehearse(ctx); err != nil {
 			return nil, err
 		}
-		all = append(all, pass.describe()...)
+		changes, err := pass.describe(ctx)
+		if err != nil {
+			broken[f.Family] = err
+			continue
+		}
+		all = append(all, changes...)
 		for k, failure := range pass.failed {
 			failed.Services[k] = failure.err
 		}

@@ -109,7 +109,7 @@ func TestCommitsAreBounded(t *testing.T) {
 	if len(k.scripts) < 10 {
 		t.Errorf("only %d commits: the test proves nothing", len(k.scripts))
 	}
-	if n := len(k.kernel.(*fakeKernel).own); n != 0 {
+	if n := len(k.wholeKernel.(*fakeKernel).own); n != 0 {
 		t.Errorf("%d chains are left", n)
 	}
 }
@@ -203,7 +203,7 @@ func TestB58_AfterAnErrorEverythingIsReadAgain(t *testing.T) {
 func TestFlushedTableBlamesNoService(t *testing.T) {
 	h := newFakeHarness()
 	p, all := load(t, h, 100)
-	h.kernels[netfilter.IPv4].kernel = newFakeKernel() // nft flush ruleset
+	h.kernels[netfilter.IPv4].wholeKernel = newFakeKernel() // nft flush ruleset
 	want := with(all, svc("10.96.0.3:80", "10.0.0.7:80"), svc("10.96.7.7:80", "10.0.0.7:80"))
 	if err := p.Sync(t.Context(), want, prune); err != nil {
 		t.Fatal(err)
@@ -225,13 +225,21 @@ func TestUnchangedKernelIsNotReadAgain(t *testing.T) {
 			t.Errorf("%s: %d reads, want %d", why, k.reads, want)
 		}
 	}
-	reads(1, "after our own writes")
-	reads(0, "nobody wrote")
-	if err := k.kernel.Restore(t.Context(), []byte("*nat\n:OTHER - [0:0]\nCOMMIT\n")); err != nil {
-		t.Fatal(err)
+	somebody := func(script string) {
+		t.Helper()
+		if err := k.wholeKernel.Restore(t.Context(), []byte(script)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	reads(1, "somebody wrote")
+	reads(0, "after our own writes")
+	somebody("*nat\n:OTHER - [0:0]\nCOMMIT\n")
+	reads(0, "somebody wrote beside us")
+	somebody("*nat\n-I PREROUTING 1 -j OTHER\nCOMMIT\n")
+	reads(1, "somebody touched what is ours")
 	reads(0, "nobody wrote since")
+	k.wholeKernel.(*fakeKernel).blind = true
+	reads(1, "nobody knows who wrote")
+	reads(1, "nobody ever knows")
 }
 
 func quietly(t *testing.T, h *harness, p *Proxier, want lb.Snapshot) {
@@ -248,12 +256,19 @@ func quietly(t *testing.T, h *harness, p *Proxier, want lb.Snapshot) {
 }
 
 func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
+	for _, blind := range []bool{false, true} {
+		repairedAlone(t, blind)
+	}
+}
+
+func repairedAlone(t *testing.T, blind bool) {
 	h := newFakeHarness()
 	k := h.kernels[netfilter.IPv4]
+	fake := k.wholeKernel.(*fakeKernel)
+	fake.blind = blind
 	p, all := load(t, h, 100)
 	quietly(t, h, p, all)
 	sound := h.State(t)
-	fake := k.kernel.(*fakeKernel)
 	for _, chain := range slices.Sorted(maps.Keys(fake.own)) {
 		for name, harm := range map[string]func(rules []string) []string{
 			"flushed":  func([]string) []string { return nil },
@@ -263,7 +278,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 		} {
 			rules := slices.Clone(fake.own[chain])
 			fake.own[chain] = harm(rules)
-			fake.generation++
+			fake.harmed(chain)
 			k.scripts = nil
 			if err := p.Sync(t.Context(), all, proxier.How{Prune: true, Fresh: true}); err != nil {
 				t.Fatal(err)
@@ -281,7 +296,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 		rules := fake.base[base]
 		for name, harmed := range map[string][]string{"removed": nil, "behind": append([]string{"-j ACCEPT"}, rules...)} {
 			fake.base[base] = harmed
-			fake.generation++
+			fake.harmed(base)
 			if err := p.Sync(t.Context(), all, proxier.How{Prune: true, Fresh: true}); err != nil {
 				t.Fatal(err)
 			}
@@ -289,7 +304,7 @@ func TestB61_EachObjectOfOursIsRepairedAlone(t *testing.T) {
 				t.Errorf("jump in %s %s: repaired to %q", base, name, got)
 			}
 			fake.base[base] = rules
-			fake.generation++
+			fake.harmed(base)
 		}
 	}
 }
@@ -299,10 +314,10 @@ func TestB60_ForeignRulesAreNeverTouched(t *testing.T) {
 	k := h.kernels[netfilter.IPv4]
 	const foreign = "*nat\n:DOCKER - [0:0]\n:VIPD-POST - [0:0]\n:VIPD-MASQ - [0:0]\n-A VIPD-MASQ -j RETURN\n-A DOCKER -p tcp -j ACCEPT\n" +
 		"-I PREROUTING 1 -j DOCKER\n-I POSTROUTING 1 -j VIPD-POST\nCOMMIT\n"
-	if err := k.kernel.Restore(t.Context(), []byte(foreign)); err != nil {
+	if err := k.wholeKernel.Restore(t.Context(), []byte(foreign)); err != nil {
 		t.Fatal(err)
 	}
-	before := dump(t, k.kernel)
+	before := dump(t, k.wholeKernel)
 	p, all := load(t, h, 30)
 	if err := p.Sync(t.Context(), without(all, "10.96.0.3:80"), proxier.How{Prune: true, Fresh: true}); err != nil {
 		t.Fatal(err)
@@ -317,7 +332,7 @@ func TestB60_ForeignRulesAreNeverTouched(t *testing.T) {
 	if err := p.Sync(t.Context(), lb.Snapshot{}, prune); err != nil {
 		t.Fatal(err)
 	}
-	if now := dump(t, k.kernel); now != before {
+	if now := dump(t, k.wholeKernel); now != before {
 		t.Errorf("foreign state was\n%s\nis\n%s", before, now)
 	}
 }
@@ -327,7 +342,7 @@ func TestForeignRuleThatLeadsToOurChainIsNamed(t *testing.T) {
 	k := h.kernels[netfilter.IPv4]
 	p, all := load(t, h, 10)
 	chain := serviceChain(svc("10.96.0.3:80").Key)
-	if err := k.kernel.Restore(t.Context(), []byte("*nat\n-I INPUT 1 -j "+chain+"\nCOMMIT\n")); err != nil {
+	if err := k.wholeKernel.Restore(t.Context(), []byte("*nat\n-I INPUT 1 -j "+chain+"\nCOMMIT\n")); err != nil {
 		t.Fatal(err)
 	}
 	want := without(all, "10.96.0.3:80", "10.96.0.4:80")
@@ -336,7 +351,7 @@ func TestForeignRuleThatLeadsToOurChainIsNamed(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	proxiertest.Expect(t, h, want, svc("10.96.0.3:80").Key, svc("10.96.0.4:80").Key)
-	if _, stands := k.kernel.(*fakeKernel).own[serviceChain(svc("10.96.0.4:80").Key)]; stands {
+	if _, stands := k.wholeKernel.(*fakeKernel).own[serviceChain(svc("10.96.0.4:80").Key)]; stands {
 		t.Error("the other chain is left behind")
 	}
 }
@@ -352,7 +367,7 @@ func TestB7_FamiliesFailApart(t *testing.T) {
 				map[netfilter.Family]error{netfilter.IPv6: netfilter.ErrNotInstalled})
 		},
 		"cannot be read": func(h *harness) *Proxier {
-			h.kernels[netfilter.IPv6].kernel = deadKernel{errors.New("no IPv6")}
+			h.kernels[netfilter.IPv6].wholeKernel = deadKernel{errors.New("no IPv6")}
 			return h.proxier()
 		},
 		"refuses everything": func(h *harness) *Proxier {
@@ -381,7 +396,7 @@ func TestB7_FamiliesFailApart(t *testing.T) {
 func TestBothFamiliesBrokenIsNoFaultOfServices(t *testing.T) {
 	h := newFakeHarness()
 	for _, k := range h.kernels {
-		k.kernel = deadKernel{errKilled}
+		k.wholeKernel = deadKernel{errKilled}
 	}
 	err := h.proxier().Sync(t.Context(), lb.NewSnapshot(svc("192.0.2.1:80", "10.0.0.1:80")), prune)
 	if _, failed := proxier.FailedServices(err); failed || !errors.Is(err, errKilled) {

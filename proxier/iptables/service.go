@@ -78,6 +78,7 @@ func serviceChains(s *lb.Service, slots slots) ([]netfilter.Chain, error) {
 		sp.target = st.target
 	}
 	sp.add(serviceChain(s.Key), "", backends)
+	sp.chains[0].Note = s.Key.String() // a restart knows by it whose the chain is
 	if st != nil {
 		heads, groups := st.heads()
 		sp.chains[0].Rules = slices.Concat(heads, sp.chains[0].Rules)

@@ -143,21 +143,14 @@ func (p *pass) planService(c change) (part commit, gone []string, err error) {
 				gone = append(gone, chain.Name)
 			}
 		}
+		if p.dry {
+			p.noteWas(old)
+		}
 	}
 	if p.dry {
 		p.note(c.key(), part, gone)
 	}
 	return part, gone, nil
-}
-
-// note keeps to which service chains belong, for a plan.
-func (p *pass) note(k lb.Key, part commit, gone []string) {
-	for _, c := range part.write {
-		gone = append(gone, c.Name)
-	}
-	for _, name := range gone {
-		p.names[name] = "service " + k.String()
-	}
 }
 
 // closeOlder empties the chain that a service without a usable backend has in an
@@ -191,9 +184,9 @@ func relink(root *tree, changes []change) *tree {
 func (p *pass) planSkeleton(wanted bool) []commit {
 	var r netfilter.Repair
 	if wanted {
-		r = p.wayIn().Compare(p.table, p.memory.seen)
+		r = p.wayIn().CompareListed(p.entry, p.list, p.memory.seen)
 	} else {
-		r = p.skeleton.Removal(p.table)
+		r = p.skeleton.Removal(p.entry)
 	}
 	if r.Empty() {
 		return nil
@@ -273,7 +266,7 @@ func (p *pass) strangers(a *attempt) []string {
 			p.reach(serviceChain(k), stays) // its new version failed: the old one stands
 		}
 	}
-	for name := range p.table.Own {
+	for name := range p.list.Own {
 		switch kindOf(name) {
 		case node:
 			if !stays[idOf(name)] {
@@ -298,8 +291,8 @@ func (p *pass) reach(chain string, stays map[chainID]bool) {
 		return
 	}
 	stays[idOf(chain)] = true
-	for _, rule := range p.table.Own[chain] {
-		if to := netfilter.Target(rule); kindOf(to) == service {
+	for _, to := range p.list.Own[chain].To {
+		if kindOf(to) == service {
 			p.reach(to, stays)
 		}
 	}

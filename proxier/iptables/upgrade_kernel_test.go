@@ -30,7 +30,7 @@ func TestF143_NoConnectionIsLostWhileTheLayoutChanges(t *testing.T) {
 	}
 	defer server.Close()
 	h := realHarness(t)
-	k := h.kernels[netfilter.IPv4].kernel
+	k := h.kernels[netfilter.IPv4].wholeKernel
 	script, old := layoutOne(t)
 	restoreEach(t, k, bytes.ReplaceAll(script, []byte("10.0.0.1:8080"), []byte(backend.String())))
 	all, half := lb.Snapshot{}.Edit(), lb.Snapshot{}.Edit()

@@ -30,7 +30,7 @@ func layoutOne(t *testing.T) (script []byte, services lb.Snapshot) {
 }
 
 // restoreEach gives a kernel the commits of a script one by one.
-func restoreEach(t *testing.T, k kernel, script []byte) {
+func restoreEach(t *testing.T, k wholeKernel, script []byte) {
 	t.Helper()
 	for commit := range strings.SplitAfterSeq(string(script), "COMMIT\n") {
 		if commit == "" {
@@ -47,7 +47,7 @@ func TestF143_ANewLayoutIsBuiltBesideTheOldAndSwitched(t *testing.T) {
 	for _, limit := range []int{1, 3, commitChains} {
 		h := newFakeHarness()
 		k := h.kernels[netfilter.IPv4]
-		restoreEach(t, k.kernel, script)
+		restoreEach(t, k.wholeKernel, script)
 		proxiertest.Expect(t, h, all)
 
 		p := h.proxier()
@@ -85,7 +85,7 @@ func TestF143_ANewLayoutIsBuiltBesideTheOldAndSwitched(t *testing.T) {
 			t.Fatal(err)
 		}
 		proxiertest.Expect(t, h, all)
-		for name := range k.kernel.(*fakeKernel).own {
+		for name := range k.wholeKernel.(*fakeKernel).own {
 			if kindOf(name) == older {
 				t.Errorf("limit %d: chain %s is left", limit, name)
 			}

@@ -199,7 +199,7 @@ func (w *walker) disarm() {
 // harm does what an administrator might do to our rules.
 func (w *walker) harm() {
 	k := w.kernels[netfilter.Families[w.rng.IntN(2)]]
-	table, err := k.kernel.Read(w.t.Context(), "nat")
+	table, err := k.wholeKernel.Read(w.t.Context(), "nat")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func (w *walker) harm() {
 			all.Chains = append(all.Chains, netfilter.Chain{Name: name})
 		}
 		if r := all.Removal(table); !r.Empty() {
-			if err := k.kernel.Restore(w.t.Context(), r.Script); err != nil {
+			if err := k.others.Restore(w.t.Context(), r.Script); err != nil {
 				w.t.Fatal(err)
 			}
 		}
@@ -232,7 +232,7 @@ func (w *walker) harm() {
 	if w.rng.IntN(3) == 0 {
 		script.WriteString("-I PREROUTING 1 -p udp -j ACCEPT\n")
 	}
-	if err := k.kernel.Restore(w.t.Context(), []byte("*nat\n"+script.String()+"COMMIT\n")); err != nil {
+	if err := k.others.Restore(w.t.Context(), []byte("*nat\n"+script.String()+"COMMIT\n")); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -339,7 +339,7 @@ func (w *walker) rest() {
 		t.Fatal(err)
 	}
 	for f, k := range w.kernels {
-		got, want := ownChains(t, k.kernel), ownChains(t, blank.kernels[f].kernel)
+		got, want := ownChains(t, k.wholeKernel), ownChains(t, blank.kernels[f].wholeKernel)
 		for name := range want {
 			if got[name] != want[name] {
 				t.Errorf("%s: chain %s holds\n%s\nwant\n%s", f, name, got[name], want[name])
@@ -353,7 +353,7 @@ func (w *walker) rest() {
 }
 
 // ownChains returns the chains of ours with their checksums.
-func ownChains(t *testing.T, k kernel) map[string]string {
+func ownChains(t *testing.T, k wholeKernel) map[string]string {
 	t.Helper()
 	table, err := k.Read(t.Context(), "nat")
 	if err != nil {
