@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base32"
+	"hash/maphash"
 	"maps"
 	"strings"
 )
@@ -145,14 +146,14 @@ func (c Chain) WriteRules(b *bytes.Buffer) {
 // difference from it is drift; and a chain that somebody was seen to write is not
 // believed until it is written anew.
 type Baseline struct {
-	known   map[string]Fingerprint
+	known   map[uint64]Fingerprint // by the hash of the name: there are many chains
 	tainted map[string]bool
 	marks   map[string]uint32 // by table: the generation as of which tainted is complete
 }
 
 // NewBaseline returns a Baseline that knows nothing yet.
 func NewBaseline() *Baseline {
-	return &Baseline{known: map[string]Fingerprint{}, tainted: map[string]bool{}, marks: map[string]uint32{}}
+	return &Baseline{known: map[uint64]Fingerprint{}, tainted: map[string]bool{}, marks: map[string]uint32{}}
 }
 
 // Same reports whether a chain as it was read is one with that checksum and count
@@ -161,12 +162,15 @@ func (b *Baseline) Same(name, sum string, count int, have Listed) bool {
 	if have.Rules != count || count == 0 || have.Sum != sum || b.tainted[name] {
 		return false
 	}
-	if before, found := b.known[name]; found {
+	id := nameHash(name)
+	if before, found := b.known[id]; found {
 		return before == have.Print
 	}
-	b.known[name] = have.Print
+	b.known[id] = have.Print
 	return true
 }
+
+func nameHash(chain string) uint64 { return maphash.String(printSeed, chain) }
 
 // Mark returns the generation of a table up to which it was told what others wrote;
 // 0 is none.
@@ -188,6 +192,6 @@ func (b *Baseline) Clone() *Baseline {
 
 // Forget drops what is known of a chain: it was written or removed.
 func (b *Baseline) Forget(name string) {
-	delete(b.known, name)
+	delete(b.known, nameHash(name))
 	delete(b.tainted, name)
 }
