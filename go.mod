@@ -13,6 +13,7 @@ require (
 )
 
 require (
+	github.com/coreos/go-iptables v0.8.0
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
