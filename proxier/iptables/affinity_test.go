@@ -101,10 +101,10 @@ func TestB33_RulesSayForHowLong(t *testing.T) {
 	}
 }
 
-// TestAffinityIsNeverTooDeep holds the whole way to 14 chains, with a tree of ten
-// levels.
+// TestAffinityIsNeverTooDeep holds the whole way to 14 chains, with the deepest
+// tree.
 func TestAffinityIsNeverTooDeep(t *testing.T) {
-	const tree = 10
+	const tree = deepestTree
 	for _, n := range []int{1, 16, 17, 128, 129, 500, 2000} {
 		for _, scheduler := range []lb.Scheduler{lb.WRR, lb.RR} {
 			s := withAffinity(many("192.0.2.1:80", n, 1, 3), time.Minute)

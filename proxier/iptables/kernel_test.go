@@ -6,13 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vipd/internal/kerneltest"
 	"vipd/internal/netfilter"
 	"vipd/lb"
-	"vipd/proxier"
 	"vipd/proxier/proxiertest"
 )
 
@@ -167,25 +168,41 @@ func ownRules(t *testing.T, k wholeKernel) map[string]int {
 	return lines
 }
 
-// TestDeepestLayoutLoads loads the deepest layout there may be: the kernel refuses
-// what is nested 16 deep.
+// TestDeepestLayoutLoads loads the deepest layout there may be: a tree of 9 levels,
+// services of two more levels, and affinity. The kernel refuses what is nested 16
+// deep.
 func TestDeepestLayoutLoads(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}
 	h := realHarness(t)
 	e := lb.Snapshot{}.Edit()
-	for i := range 3000 {
-		e.Put(svc(vipSets["scattered"](i), "10.0.0.1:80"))
+	keys := treeOf(keySets[0].make(24000, nil))
+	for _, k := range keys.all(nil) {
+		e.Put(serviceOf(k, 1))
 	}
-	for s := range e.Snapshot().All() {
-		e.Put(many(s.Key.String(), 2000, 1, 2))
-		break
+	deepest := keys
+	for depth := deepest.depth; deepest.size > 1; depth-- { // the way that is as deep as its budget
+		items := deepest.items(nil)
+		i := slices.IndexFunc(items, func(n *tree) bool { return n.depth == depth-1 })
+		deepest = items[i]
 	}
-	if err := h.proxier().Sync(t.Context(), e.Snapshot(), prune); err != nil {
-		t.Fatal(err)
+	plain, sticky := many(deepest.key.String(), 2000, 1, 2), many(deepest.key.String(), 2000, 1, 2)
+	sticky.Affinity = time.Hour
+	tr := newTracer(layoutOf(t, sticky))
+	tr.to(sticky.Key)
+	t.Logf("the tree is %d deep, a service with affinity %d", keys.depth, tr.deep-2)
+	if int(keys.depth) != deepestTree {
+		t.Errorf("the tree is %d deep, not %d", keys.depth, deepestTree)
 	}
-	if err := h.proxier().Sync(t.Context(), e.Snapshot(), proxier.How{Prune: true, Fresh: true}); err != nil {
-		t.Fatal(err)
+	p := h.proxier()
+	for _, s := range []*lb.Service{plain, sticky} {
+		e.Put(s)
+		if err := p.Sync(t.Context(), e.Snapshot(), prune); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.Served(t, s.Key); !sameShares(got, proxiertest.Shares(s)) {
+			t.Errorf("%d backends get connections, want %d", len(got), len(s.Usable()))
+		}
 	}
 }

@@ -38,9 +38,6 @@ func ruleOf(words ...string) string {
 	return strings.Join(words, " ")
 }
 
-// matchKey matches the packets of one service.
-func matchKey(k lb.Key) string { return matchPrefix(k, keyBits(k)) }
-
 // matchPrefix matches the packets of all services whose keys begin with the same
 // bits as k.
 func matchPrefix(k lb.Key, bits int) string {
