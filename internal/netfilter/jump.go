@@ -15,16 +15,26 @@ func (j Jump) sum() string { return Chain{Name: j.Base, Rules: []string{j.Rule}}
 // jumpsRight reports whether the first rules of a base chain are the wanted
 // jumps, in order, and whether no other rule there goes to one of our chains.
 func jumpsRight(base []Mark, want []Jump, ours func(chain string) bool) bool {
+	if !jumpsFirst(base, want) {
+		return false
+	}
+	for _, rule := range base[len(want):] {
+		if ours(rule.Target) {
+			return false
+		}
+	}
+	return true
+}
+
+// jumpsFirst reports whether the first rules of a base chain are the wanted jumps,
+// in order. Of a chain with a rule that only nft can show no more is asked: iptables
+// neither spells the jumps further down nor can it delete them, and they do no harm.
+func jumpsFirst(base []Mark, want []Jump) bool {
 	if len(base) < len(want) {
 		return false
 	}
 	for i, j := range want {
 		if base[i].Sum != j.sum() || base[i].Target != Target(j.Rule) {
-			return false
-		}
-	}
-	for _, rule := range base[len(want):] {
-		if ours(rule.Target) {
 			return false
 		}
 	}

@@ -104,10 +104,15 @@ func (s Skeleton) Removal(have Table) Repair {
 func (s Skeleton) compareJumps(have Table, list Listing, want []Jump, rules *bytes.Buffer, r *Repair) {
 	wanted := s.jumpsOf(want, slices.Collect(maps.Keys(have.Base)))
 	for _, base := range slices.Sorted(maps.Keys(wanted)) {
-		if jumpsRight(list.Base[base], wanted[base], s.has) {
+		marks, jumps := list.Base[base], wanted[base]
+		if jumpsRight(marks, jumps, s.has) {
 			continue
 		}
-		for _, line := range jumpRepair(base, have.Base[base], wanted[base], s.has) {
+		text, shown := have.Base[base]
+		if !shown && jumpsFirst(marks, jumps) {
+			continue // a rule that only nft can show is there; see jumpsFirst
+		}
+		for _, line := range jumpRepair(base, text, jumps, s.has) {
 			rules.WriteString(line.script + "\n")
 			r.Lines = append(r.Lines, line.Line)
 		}

@@ -13,7 +13,8 @@ import (
 
 // ErrIncompatible says that a table holds what iptables cannot show, made with
 // nft.
-var ErrIncompatible = errors.New("holds chains that only nft can show; vipd cannot work in it")
+var ErrIncompatible = errors.New("a rule in it was made with nft, and iptables cannot show it; " +
+	"move such rules to a table of their own (nft list ruleset)")
 
 // Tool runs iptables for one family: reads tables and commits scripts. Its methods
 // run the binary on the calling goroutine, so they act in the network namespace of
