@@ -23,14 +23,18 @@ type backend struct {
 func (p *parser) backends(e *entry) {
 	short, hasShort := e.at.field("backends")
 	_, hasLong := e.at.field("backend")
+	var list []node
 	if hasShort {
-		list, ok := short.list()
+		var ok bool
+		list, ok = short.list()
 		e.whole = e.whole && ok
-		for _, n := range list {
-			p.shortBackend(e, n)
-		}
 	}
-	for _, n := range e.at.tables("backend") {
+	tables := e.at.tables("backend")
+	e.backends = make([]placed[backend], 0, len(list)+len(tables)) // there may be many services
+	for _, n := range list {
+		p.shortBackend(e, n)
+	}
+	for _, n := range tables {
 		p.longBackend(e, n)
 	}
 	if !hasShort && !hasLong {

@@ -26,10 +26,14 @@ func (p *parser) finish() {
 	p.checkNames()
 	p.checkKeysTaken()
 	p.checkOwnBackends()
+	first := map[netip.AddrPort]node{}
 	for _, e := range p.entries {
 		p.checkFamilies(e)
 		p.checkRanges(e)
-		e.checkDuplicates()
+		e.checkDuplicates(first)
+		if clear(first); len(e.backends)*len(e.ports) > 100 {
+			first = map[netip.AddrPort]node{} // to clear a big one each time would cost more
+		}
 	}
 	if p.problems.err() != nil {
 		return
@@ -176,13 +180,9 @@ func family(a netip.Addr) string {
 }
 
 // checkDuplicates reports the backends that stand twice, also where one names
-// the port of the service and the other inherits it.
-func (e *entry) checkDuplicates() {
-	type target struct {
-		addr netip.Addr
-		port uint16
-	}
-	first := map[target]node{}
+// the port of the service and the other inherits it. It notes in first, which is
+// empty, where each stands.
+func (e *entry) checkDuplicates(first map[netip.AddrPort]node) {
 	for _, b := range e.backends {
 		ports := []uint16{b.v.port}
 		if b.v.port == 0 {
@@ -192,9 +192,9 @@ func (e *entry) checkDuplicates() {
 			}
 		}
 		for _, port := range ports {
-			t := target{b.v.addr, port}
+			t := netip.AddrPortFrom(b.v.addr, port)
 			if other, twice := first[t]; twice {
-				b.at.fail("backend %s stands twice in %s, first at %s; remove one", netip.AddrPortFrom(t.addr, t.port), e.title(), other)
+				b.at.fail("backend %s stands twice in %s, first at %s; remove one", t, e.title(), other)
 				break
 			}
 			first[t] = b.at
