@@ -60,7 +60,7 @@ func (m *Memo) Services(now time.Time) iter.Seq[Service] {
 func (e *entry) describe(p placedIn, now time.Time) Service {
 	s := Service{
 		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: p.mode, Scheduler: p.Service.Scheduler,
-		Masquerade: p.Service.Masquerade, Affinity: p.Service.Affinity, Clients: p.Service.Clients, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: []Backend{},
+		Masquerade: p.Service.Masquerade, Affinity: p.Service.Affinity, Clients: p.Service.Clients, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: make([]Backend, 0, len(p.Service.Backends)),
 	}
 	if s.Clients == nil {
 		s.Clients = []netip.Prefix{}
