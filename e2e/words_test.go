@@ -121,6 +121,15 @@ func TestB21_B22_RangesChangeByReloads(t *testing.T) {
 	if out := w.must(0, "status", "192.0.2.10:80"); !strings.Contains(out, "2 ranges") || !strings.Contains(out, "  203.0.113.0/24\n") {
 		t.Errorf("status does not tell the ranges:\n%s", out)
 	}
+	if out := w.must(0, "explain", "192.0.2.10:80"); !strings.Contains(out, "clients: 198.51.100.0/24, 203.0.113.0/24; others get no answer") {
+		t.Errorf("explain says\n%s", out)
+	}
+	if out := w.must(1, "explain", "192.0.2.10:81"); !strings.Contains(out, "no service uses this port") {
+		t.Errorf("explain of a port without a service says\n%s", out)
+	}
+	if out := w.must(1, "explain", "192.0.2.77:80"); !strings.Contains(out, "no VIP of vipd") {
+		t.Errorf("explain of another address says\n%s", out)
+	}
 	s := w.await("tell", func(s reconciler.Status) bool { return true })
 	if got := s.Services[1].Clients; len(got) != 1 || got[0] != netip.MustParsePrefix("2001:db8:1::/48") {
 		t.Errorf("status tells %v of %s", got, s.Services[1].Key)

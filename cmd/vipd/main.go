@@ -79,7 +79,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVarP(&o.config, "config", "c", defaultConfig, "configuration `FILE`; conf.d/*.toml beside it is read too")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "", "admin socket `PATH` of the daemon (default: daemon.admin_socket of the configuration)")
 	root.AddCommand(
-		newRun(&o), newCheck(&o), newPlan(&o), newStatus(&o), newReload(&o), newCleanup(&o), newVersion(),
+		newRun(&o), newCheck(&o), newPlan(&o), newStatus(&o), newExplain(&o), newReload(&o), newCleanup(&o), newVersion(),
 	)
 	return root
 }

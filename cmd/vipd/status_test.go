@@ -32,6 +32,27 @@ func status() reconciler.Status {
 	}}
 }
 
+func TestExplainTellsAffinityAndRanges(t *testing.T) {
+	s := status()
+	rich := s.Services[1]
+	rich.Source, rich.Scheduler, rich.Masquerade = "static", lb.WRR, lb.MasqueradeNever
+	var b strings.Builder
+	err := explain(&b, explanation{
+		Services: []reconciler.ServiceStatus{rich},
+		Problems: []reconciler.ProblemStatus{{Key: rich.Key, Source: "static", Name: "other", Reason: "it came later"}},
+	})
+	want := `192.0.2.11:80/sctp is service rich of source static, in mode iptables: serving
+  clients: 10.0.0.0/8, 198.51.100.0/24; others get no answer, but for this host itself
+  choice: at random, by weight (wrr); a client comes back to the backend of its last connection for 10m
+  source address: backends see the client and must answer through this host (masquerade never)
+  no backend may get a new connection: it is refused
+other of source static claims 192.0.2.11:80/sctp and is not served: it came later
+`
+	if err != nil || b.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, b.String(), want)
+	}
+}
+
 func TestStatusTellsAffinityAndRanges(t *testing.T) {
 	var b strings.Builder
 	if err := printStatus(&b, status(), true); err != nil {
