@@ -67,6 +67,28 @@ func TestDrainedConnectionIsResetAtBothEnds(t *testing.T) {
 	})
 }
 
+// So they are where conntrack takes up no connection that it did not see begin
+// (nf_conntrack_tcp_loose=0), and what is INVALID is dropped, of backends as well:
+// the answers to a poke belong to the entry that carried it.
+//
+//lane:vm
+func TestDrainedConnectionIsResetWithoutLooseTracking(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *flowLab) {
+		l.LB.SetSysctl(t, "net.netfilter.nf_conntrack_tcp_loose", "0")
+		l.rules("mangle", "\n-A PREROUTING -m conntrack --ctstate INVALID -j DROP")
+		server := l.tcpServer(l.Backends[0], l.at(0, 8080))
+		for _, from := range []*kerneltest.Host{l.Client, l.LB} {
+			for _, masq := range []bool{false, true} {
+				l.serve(masq, "80/tcp", l.at(0, 8080).String())
+				client, backend := l.connect(from, 0, 80, server)
+				l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+				isReset(t, fmt.Sprintf("client %s masq %t", from.Name, masq), client)
+				isReset(t, fmt.Sprintf("backend of %s masq %t", from.Name, masq), backend)
+			}
+		}
+	})
+}
+
 // The connections of another backend do not notice.
 func TestDrainSparesOtherConnections(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *flowLab) {
