@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vipd/internal/netfilter"
 )
@@ -32,8 +33,12 @@ type markRule struct {
 type kernelPolicies struct{}
 
 func (kernelPolicies) Marked(ctx context.Context) (marked []markRule, err error) {
-	for f, af := range map[netfilter.Family]int{netfilter.IPv4: netlink.FAMILY_V4, netfilter.IPv6: netlink.FAMILY_V6} {
-		rules, err := dump(ctx, func() ([]netlink.Rule, error) { return netlink.RuleList(af) })
+	for _, f := range netfilter.Families {
+		af := netlink.FAMILY_V4
+		if f == netfilter.IPv6 {
+			af = netlink.FAMILY_V6
+		}
+		rules, err := policyRules(ctx, af)
 		if err != nil {
 			return nil, fmt.Errorf("list %s routing policy rules: %w", f, err)
 		}
@@ -48,8 +53,17 @@ func (kernelPolicies) Marked(ctx context.Context) (marked []markRule, err error)
 			marked = append(marked, m)
 		}
 	}
-	slices.SortFunc(marked, func(a, b markRule) int { return int(a.family) - int(b.family) + a.priority - b.priority })
 	return marked, nil
+}
+
+// policyRules returns the rules of a family, in their order. A kernel without the
+// family, or without such rules at all, has none.
+func policyRules(ctx context.Context, af int) ([]netlink.Rule, error) {
+	rules, err := dump(ctx, func() ([]netlink.Rule, error) { return netlink.RuleList(af) })
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
+	}
+	return rules, err
 }
 
 // ownTarget matches rules that lead to a chain of ours; markWords finds what a
