@@ -2,7 +2,6 @@ package netfilter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -30,7 +29,7 @@ func newLegacyPoll() *legacyPoll {
 }
 
 // write makes a write of ours: what differs before it is of others, what differs
-// after it is ours.
+// after it is ours. Its error is that of run alone.
 func (p *legacyPoll) write(ctx context.Context, run func() error) error {
 	select {
 	case p.busy <- struct{}{}:
@@ -39,8 +38,11 @@ func (p *legacyPoll) write(ctx context.Context, run func() error) error {
 		return fmt.Errorf("waiting for another write: %w", context.Cause(ctx))
 	}
 	drifts, err := p.differences(ctx)
+	if err != nil && p.seen != nil {
+		drifts = []Drift{{Object: eventsLost}}
+	}
 	p.late = append(p.late, drifts...)
-	err = errors.Join(run(), err)
+	err = run()
 	if _, after := p.differences(context.WithoutCancel(ctx)); after != nil {
 		p.seen = nil
 	}

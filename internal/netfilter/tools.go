@@ -148,7 +148,13 @@ func (t *Tools) Watch(ctx context.Context, drift func(Drift)) error {
 		<-ctx.Done()
 		return nil
 	case t.backend == Legacy:
-		return t.poll.watch(ctx, drift)
+		err := t.poll.watch(ctx, drift)
+		if !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		t.options.Log.Warn("what others do to the legacy tables is seen by the resyncs only: to list the tables takes root", "error", err)
+		<-ctx.Done()
+		return nil
 	}
 	return watchEvents(ctx, t.ledger, drift)
 }
