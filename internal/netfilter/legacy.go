@@ -52,8 +52,30 @@ type legacyInfo struct {
 	size    uint32     // bytes
 }
 
-// foreign reports whether there is anything but empty base chains.
-func (i legacyInfo) foreign() bool { return int(i.entries) > bits(i.hooks)+1 }
+// foreign reports whether there is anything but empty base chains that accept.
+func (i legacyInfo) foreign(f Family, entries []byte) bool {
+	return int(i.entries) > bits(i.hooks)+1 || i.drops(f, entries)
+}
+
+// drops reports whether a base chain drops what no rule of it takes. Its policy is
+// the last of its entries: a struct ipt_entry or ip6t_entry, and behind that, at
+// target_offset, a struct xt_standard_target.
+func (i legacyInfo) drops(f Family, entries []byte) bool {
+	offsetAt := 88 // target_offset in struct ipt_entry
+	if f == IPv6 {
+		offsetAt = 140
+	}
+	for hook, at := range i.places[5:] { // underflow
+		if i.hooks&(1<<hook) == 0 || int(at)+offsetAt+2 > len(entries) {
+			continue
+		}
+		verdict := int(at) + int(binary.NativeEndian.Uint16(entries[int(at)+offsetAt:])) + 32
+		if verdict+4 <= len(entries) && int32(binary.NativeEndian.Uint32(entries[verdict:])) == -nfDrop-1 {
+			return true
+		}
+	}
+	return false
+}
 
 func bits(n uint32) (count int) {
 	for ; n != 0; n &= n - 1 {
@@ -82,11 +104,11 @@ func readLegacyInfo(f Family, table string) (info legacyInfo, err error) {
 var legacyChainHead = append(append([]byte("ERROR"), make([]byte, 25)...), ChainPrefix...)
 
 // holdsOwnLegacy reports whether a table that is there has a chain of ours, and
-// whether, if it has none, it has rules of others.
+// whether, if it has none, it has rules or a policy of others.
 func holdsOwnLegacy(f Family, table string) (own, foreign bool, err error) {
 	err = lookAtLegacy(f, table, func(info legacyInfo, entries []byte) {
 		own = bytes.Contains(entries, legacyChainHead)
-		foreign = !own && info.foreign()
+		foreign = !own && info.foreign(f, entries)
 	})
 	return own, foreign, err
 }

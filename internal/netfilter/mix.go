@@ -62,7 +62,11 @@ func AllTools(ctx context.Context, o ToolOptions) (all []*Tools, err error) {
 			if len(found.own) == 0 && (lookErr == nil || errors.Is(lookErr, fs.ErrPermission)) {
 				continue
 			}
-			err = errors.Join(fmt.Errorf("chains of vipd stand in the %s tables %s: %w", b, strings.Join(found.own, ", "), err), lookErr)
+			what := fmt.Errorf("look for chains of vipd in the %s tables: %w", b, lookErr)
+			if len(found.own) > 0 {
+				what = fmt.Errorf("chains of vipd stand in the %s tables (%s)", b, strings.Join(found.own, ", "))
+			}
+			err = errors.Join(what, err)
 		}
 		errs = append(errs, err)
 	}
@@ -108,17 +112,22 @@ const (
 	nftGetChain = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETCHAIN
 	nftNewChain = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWCHAIN
 
-	nftaChainTable = 1
-	nftaChainName  = 3
-	nftaChainHook  = 4
-	nftaChainUse   = 6 // rules in it, and rules that lead to it
+	nftaChainTable  = 1
+	nftaChainName   = 3
+	nftaChainHook   = 4
+	nftaChainPolicy = 5
+	nftaChainUse    = 6 // rules in it, and rules that lead to it
+
+	nfDrop = 0
 )
 
 // lookIntoNFT lists the chains of nftables. A kernel without nftables has none.
 func lookIntoNFT() (found elsewhere, err error) {
-	req := nl.NewNetlinkRequest(nftGetChain, unix.NLM_F_DUMP)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: unix.NFNETLINK_V0})
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, nftNewChain)
+	answers, err := dumpAgain(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(nftGetChain, unix.NLM_F_DUMP)
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: unix.NFNETLINK_V0})
+		return req.Execute(unix.NETLINK_NETFILTER, nftNewChain)
+	})
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return found, nil
 	}
@@ -133,7 +142,7 @@ func lookIntoNFT() (found elsewhere, err error) {
 		switch {
 		case isOwn(c.name) && (c.family == "IPv4" || c.family == "IPv6"):
 			found.own = append(found.own, c.family+" "+c.table)
-		case c.base && c.used && !strings.HasPrefix(c.table, SetPrefix):
+		case c.base && (c.used || c.drops) && !strings.HasPrefix(c.table, SetPrefix):
 			found.foreign = append(found.foreign, c.family+" "+c.table)
 		}
 	}
@@ -145,10 +154,21 @@ func lookIntoNFT() (found elsewhere, err error) {
 	return found, nil
 }
 
+// dumpAgain dumps until nobody's commit interrupts it. What it has after the last
+// attempt is taken as it is: what is in no part of it came or went just then.
+func dumpAgain(dump func() ([][]byte, error)) (answers [][]byte, err error) {
+	for range listAttempts {
+		if answers, err = dump(); !errors.Is(err, nl.ErrDumpInterrupted) {
+			return answers, err
+		}
+	}
+	return answers, nil
+}
+
 // nftChain is one chain of nftables.
 type nftChain struct {
 	family, table, name string
-	base, used          bool
+	base, used, drops   bool // drops: what no rule of it takes
 }
 
 // nftFamilies names the families of nftables as we name them elsewhere.
@@ -173,6 +193,8 @@ func parseNFTChain(msg []byte) (c nftChain, ok bool) {
 			c.name = string(bytes.TrimRight(a.Value, "\x00"))
 		case nftaChainHook:
 			c.base = true
+		case nftaChainPolicy:
+			c.drops = len(a.Value) == 4 && binary.BigEndian.Uint32(a.Value) == nfDrop
 		case nftaChainUse:
 			c.used = len(a.Value) == 4 && binary.BigEndian.Uint32(a.Value) > 0
 		}
@@ -191,7 +213,8 @@ func (t *Tools) Findings(ctx context.Context) (found []string) {
 	case errors.Is(err, fs.ErrPermission): // not root: the kernel does not tell
 		t.options.Log.Debug("it cannot be found out what stands in the other backend of iptables", "error", err)
 	case err != nil && ctx.Err() == nil:
-		t.options.Log.Warn("it cannot be found out what stands in the other backend of iptables", "error", err)
+		found = append(found, fmt.Sprintf("It cannot be found out what stands in the %s backend of iptables, whose rules are in force as well: %v.",
+			t.backend.other(), err))
 	case len(foreign) > 0:
 		found = append(found, fmt.Sprintf("vipd works with the %s backend of iptables, and rules of others stand in the %s one (%s): "+
 			"a packet passes both, so what those drop or translate vipd never sees. Nothing to do if that is meant.",

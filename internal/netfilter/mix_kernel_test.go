@@ -84,6 +84,12 @@ func findMix(t *testing.T, f Family, table string, inForce Backend) {
 	}
 	do("-S")
 	look("an empty table", false, "")
+	if table != "nat" { // which is not to filter
+		do("-P", "OUTPUT", "DROP")
+		look("a policy that drops", false, f.String()+" "+table)
+		do("-P", "OUTPUT", "ACCEPT")
+		look("the policy is as it was", false, "")
+	}
 	do("-A", "OUTPUT", "-m", "comment", "--comment", "VIPD-X", "-j", "ACCEPT")
 	look("a foreign rule", false, f.String()+" "+table)
 	do("-N", "VIPD-OLD")
