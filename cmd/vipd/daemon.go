@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -230,12 +229,6 @@ func (d *daemon) Status(ctx context.Context) (reconciler.Status, iter.Seq[reconc
 	s.Config = d.status
 	return s, services
 }
-
-// giveBack returns unused memory to the kernel. A start, a reload and a plan need
-// several times what stays of them, for the text of the files and what is parsed of
-// it, and the collector would keep most of that for the next time, which may never
-// come.
-func giveBack() { debug.FreeOSMemory() }
 
 // flat makes one line of an error of several.
 func flat(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -34,6 +34,7 @@ func serve(ctx context.Context, o *options) error {
 	signal.Notify(hups, unix.SIGHUP) // before anything else: a reload during the start must not end it
 	defer signal.Stop(hups)
 
+	thrift()
 	cfg, err := config.Load(ctx, o.config, modes())
 	if err != nil {
 		return err
