@@ -52,11 +52,11 @@ func (d *Door) watchSets(ctx context.Context, drift func(proxier.Drift)) error {
 		case <-ticks.C:
 		}
 		objects, err := d.lookAtSets(ctx)
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("look at the sets: %w", err)
-		}
 		for _, o := range objects {
 			drift(proxier.Drift{Object: o})
+		}
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("look at the sets: %w", err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -215,6 +216,30 @@ func TestB61_WatchTellsOfSets(t *testing.T) {
 			}
 			clean(t, d, pair(), prune)
 			w.has(t, "entry", pairEntries...)
+		}
+	})
+}
+
+// What was found before a look failed is told: the door does not look at it again.
+func TestWatchTellsOfSetsBeforeItsError(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	w.sh(t, "ipset flush vipd-vip4")
+	w.fake.sets.Fail = func(op, set string) error {
+		if op == "size" && set == "vipd-vip6" {
+			return errors.New("no size")
+		}
+		return nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		d.busy = make(chan struct{}, 1) // of this bubble
+		l := &listener{}
+		if err := d.Watch(t.Context(), l.drift); err == nil || !strings.Contains(err.Error(), "no size") {
+			t.Errorf("Watch = %v", err)
+		}
+		if told := l.taken(); !slices.Equal(told, []string{"set vipd-vip4 (0 entries in place of 1)"}) {
+			t.Errorf("told %v", told)
 		}
 	})
 }

@@ -24,9 +24,9 @@ const (
 )
 
 // maxElements is how many entries a set of ours may hold. A hash begins at the
-// kernel's default size and grows with what is added over netlink (it does not
-// grow with what packets add), so a large limit costs nothing.
-const maxElements = 1 << 20
+// kernel's default size and grows with what is added over netlink, so a large limit
+// costs nothing: there are as many entries as services with all their ranges.
+const maxElements = 1 << 24
 
 // Set is an ipset: its name in the kernel, its type and its family.
 type Set struct {
@@ -70,7 +70,7 @@ var (
 	ErrSetType  = errors.New("the set exists with another type or family; run `vipd cleanup`, or destroy it with ipset(8)")
 	ErrSetInUse = errors.New("the set is in use by a rule")
 	ErrNoIPSet  = errors.New("the kernel has no ipset or lacks this set type; load the modules ip_set and ip_set_hash_*")
-	ErrSetFull  = errors.New("the set is full")
+	ErrSetFull  = errors.New("the set is full; make do with fewer ranges in `allow`, or fewer services (`ipset list -t` tells how many entries it takes)")
 )
 
 // Sets is the kernel's ipsets. Every write is idempotent: what is already as

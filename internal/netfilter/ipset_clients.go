@@ -17,6 +17,9 @@ const expiringDefault = 600
 // MaxTimeout is the longest timeout of an entry, in seconds (ipset(8)).
 const MaxTimeout = 2147483
 
+// maxClients is how many entries a set of ours may hold that packets add.
+const maxClients = 1 << 20
+
 // CreateExpiring makes the set, empty, unless it is there: one whose entries are
 // added by rules and expire. Entries that rules add never make the hash grow: a
 // bucket takes 12, and what hashes to a full one is silently left out. So buckets
@@ -26,7 +29,7 @@ const MaxTimeout = 2147483
 func (k KernelSets) CreateExpiring(ctx context.Context, set Set, buckets uint32) error {
 	req := ipsetCreate(set)
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|ipsetAttrContainer, nil)
-	data.AddChild(ipsetUint32(nl.IPSET_ATTR_MAXELEM, maxElements))
+	data.AddChild(ipsetUint32(nl.IPSET_ATTR_MAXELEM, maxClients))
 	data.AddChild(ipsetUint32(nl.IPSET_ATTR_HASHSIZE, buckets))
 	data.AddChild(ipsetUint32(nl.IPSET_ATTR_TIMEOUT, expiringDefault))
 	req.AddData(data)

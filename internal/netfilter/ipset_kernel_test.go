@@ -5,12 +5,15 @@ package netfilter
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vipd/internal/kerneltest"
+	"vipd/lb"
 )
 
 func TestKernelSets(t *testing.T) {
@@ -62,6 +65,13 @@ func TestKernelSetsInUseAndForeign(t *testing.T) {
 	setTool(t, "ipset", "create", set.Name, "hash:ip", "maxelem", "5000") // another size is no other set
 	setOK(t, sets.Create(t.Context(), set))
 
+	small := Set{SetPrefix + "masq4", HashIPPort, IPv4} // made by somebody else
+	setTool(t, "ipset", "create", small.Name, "hash:ip,port", "maxelem", "1")
+	setOK(t, sets.Create(t.Context(), small))
+	if err := sets.Add(t.Context(), small, setCases()[small]); !errors.Is(err, ErrSetFull) {
+		t.Errorf("Add to a full set = %v, want ErrSetFull", err)
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := sets.Add(ctx, set, []Entry{{Addr: setAddr("192.0.2.1")}}); !errors.Is(err, context.Canceled) {
@@ -70,6 +80,30 @@ func TestKernelSetsInUseAndForeign(t *testing.T) {
 	if err := ipsetError(syscall.EPERM); !errors.Is(err, syscall.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		t.Errorf("EPERM is told as %v", err)
 	}
+}
+
+// 105 services with 10,000 ranges each are more than a million entries: the next
+// service is not to fail for it, nor all others with it.
+func TestKernelSetsTakeMillions(t *testing.T) {
+	if !kerneltest.Isolate(t) {
+		return
+	}
+	var sets KernelSets
+	set := Set{SetPrefix + "allow4", HashIPPortNet, IPv4}
+	setOK(t, sets.Create(t.Context(), set))
+	vip := setAddr("192.0.2.1")
+	entries := make([]Entry, 1_100_000)
+	for i := range entries {
+		net := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 12), byte(i >> 4), byte(i << 4)}), 28)
+		entries[i] = Entry{Addr: vip, Protocol: lb.TCP, Port: uint16(i >> 20), Net: net}
+	}
+	begin := time.Now()
+	setOK(t, sets.Add(t.Context(), set, entries))
+	t.Logf("%d entries added in %v", len(entries), time.Since(begin).Round(time.Millisecond))
+	if n, err := sets.Size(t.Context(), set); n != len(entries) || err != nil {
+		t.Errorf("the set holds %d entries, %v; want %d", n, err, len(entries))
+	}
+	setOK(t, sets.Destroy(t.Context(), set.Name))
 }
 
 func setTool(t *testing.T, name string, args ...string) string {
