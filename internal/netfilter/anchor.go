@@ -100,7 +100,7 @@ func (a KernelAnchors) Remove(ctx context.Context, f Family) error {
 
 // write makes one transaction and books it.
 func (a KernelAnchors) write(ctx context.Context, messages []message) error {
-	return a.ledger.write(ctx, func(started func(port int)) (commitCount, error) {
+	return a.ledger.write(ctx, 0, func(started func(port int)) (commitCount, error) {
 		return onSocket(func(s *nfSocket) (commitCount, error) {
 			port, err := s.port()
 			if err != nil {

@@ -1,10 +1,7 @@
 package netfilter
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 )
@@ -42,13 +39,7 @@ type Ledger struct {
 	writing   *write      // under way
 	held      []news      // told meanwhile
 	tell      func(Drift) // of the watch that runs; nil: none does
-}
-
-// write is a write of ours: it made generations after from, up to to.
-type write struct {
-	from, to uint32
-	pid      uint32 // of the socket that wrote
-	mixed    bool   // somebody else wrote meanwhile: only the pid tells which are ours
+	deafen    func(bool)  // makes the watch that runs not hear of what is committed, and hear again
 }
 
 // incident is that somebody else touched what is ours, or may have.
@@ -140,76 +131,6 @@ func (l *Ledger) note(i incident) {
 	l.incidents = append(l.incidents, i)
 }
 
-// errLied is a tool that says that it committed, and did not.
-var errLied = errors.New("iptables-restore ends with success, but nothing of it is in the kernel; mend the installation of iptables")
-
-// write makes a write of ours of so many commits, one write at a time, and books
-// it. run calls started with the process that writes, and returns how many of the
-// commits stand.
-func (l *Ledger) write(ctx context.Context, run func(started func(pid int)) (commitCount, error)) error {
-	if l == nil {
-		_, err := run(func(int) {})
-		return err
-	}
-	select {
-	case l.busy <- struct{}{}:
-		defer func() { <-l.busy }()
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for another write: %w", context.Cause(ctx))
-	}
-	before, err := l.now(ctx)
-	if err != nil {
-		return err
-	}
-	l.open(before)
-	stands, err := run(l.started)
-	now, genErr := l.now(context.WithoutCancel(ctx))
-	if genErr != nil {
-		now, stands = before, unknownCommits
-	}
-	l.book(now, stands)
-	if err == nil && genErr == nil && stands.sure > 0 && now == before {
-		return errLied
-	}
-	return errors.Join(err, genErr)
-}
-
-// open begins a write of ours.
-func (l *Ledger) open(before uint32) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.begin(before)
-	l.writing = &write{from: before}
-}
-
-func (l *Ledger) started(pid int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.writing.pid = uint32(pid)
-}
-
-// book ends a write of ours. If the commits of it that stand are as many as there
-// are new generations, all of those are ours; or else the watch has to tell.
-func (l *Ledger) book(now uint32, stands commitCount) {
-	l.mu.Lock()
-	w := l.writing
-	l.writing = nil
-	w.to, w.mixed = now, !stands.explain(now-w.from)
-	switch {
-	case w.mixed && l.tell == nil:
-		l.lose(now)
-	case now != w.from:
-		l.writes = append(l.writes, *w)
-	}
-	l.settle()
-	held := l.held
-	l.held = nil
-	l.mu.Unlock()
-	for _, n := range held {
-		l.hear(n)
-	}
-}
-
 // settle books the writes of ours whose turn has come.
 func (l *Ledger) settle() {
 	for len(l.writes) > 0 {
@@ -260,27 +181,36 @@ func (l *Ledger) judge(n news) (d Drift) {
 	return d
 }
 
-// watch begins or ends a watch. What happened while none was running is unknown.
-func (l *Ledger) watch(now uint32, tell func(Drift)) {
+// watch begins a watch. What happened while none was running is unknown.
+func (l *Ledger) watch(now uint32, tell func(Drift), deafen func(bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begin(now)
 	l.settle()
-	if l.tell = tell; tell != nil && after(now, l.booked) {
+	l.tell, l.deafen = tell, deafen
+	if after(now, l.booked) {
 		l.lose(now)
 	}
+}
+
+// unwatch ends it.
+func (l *Ledger) unwatch() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tell, l.deafen = nil, nil
 }
 
 // recover is called when the kernel had to leave out what it would have told. It
 // tells so only if that matters.
 func (l *Ledger) recover(now uint32) {
 	l.mu.Lock()
+	if l.writing != nil { // it is seen when that has ended
+		l.writing.blind = true
+		l.mu.Unlock()
+		return
+	}
 	l.settle()
 	lost, tell := after(now, l.booked), l.tell
-	if l.writing != nil { // a write of ours is what it left out, or is among it
-		lost = after(l.writing.from, l.booked)
-		now = l.writing.from
-	}
 	if lost {
 		l.lose(now)
 	}
@@ -288,40 +218,4 @@ func (l *Ledger) recover(now uint32) {
 	if lost && tell != nil {
 		tell(Drift{Object: eventsLost})
 	}
-}
-
-// commitCount is how many generations a write makes.
-type commitCount struct {
-	sure  int // commits that change something
-	maybe int // commits that may find all of it done already
-}
-
-// unknownCommits is that of a write whose outcome is unknown.
-var unknownCommits = commitCount{sure: -1}
-
-// explain reports whether so many generations can be ours alone.
-func (c commitCount) explain(n uint32) bool {
-	return c.sure >= 0 && n >= uint32(c.sure) && n <= uint32(c.sure+c.maybe)
-}
-
-// countCommits counts those of a script of iptables-restore. A rule that is added
-// or deleted is a change, to empty a chain or make one may be none.
-func countCommits(script []byte) (c commitCount) {
-	sure, maybe := false, false
-	for line := range bytes.Lines(script) {
-		switch {
-		case bytes.HasPrefix(line, []byte("COMMIT")):
-			if sure {
-				c.sure++
-			} else if maybe {
-				c.maybe++
-			}
-			sure, maybe = false, false
-		case len(line) > 1 && line[0] == '-' && bytes.IndexByte([]byte("AIDRX"), line[1]) >= 0:
-			sure = true
-		case line[0] == ':', line[0] == '-':
-			maybe = true
-		}
-	}
-	return c
 }

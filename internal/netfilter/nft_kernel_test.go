@@ -339,7 +339,7 @@ func TestLostEventsAreFoundOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tools.ledger.watch(now, l.hear)
+	tools.ledger.watch(now, l.hear, func(bool) {})
 	mark := now
 	var big strings.Builder // more than the buffer holds, and nobody reads
 	big.WriteString("*nat\n:VIPD-BIG - [0:0]\n")
@@ -373,7 +373,7 @@ func TestLostEventsAreFoundOut(t *testing.T) {
 	cancel()
 	_ = s.file.SetReadDeadline(time.Unix(1, 0))
 	<-ended
-	tools.ledger.watch(now, nil)
+	tools.ledger.unwatch()
 	if since, err := tool.Since(t.Context(), mark, "nat"); err != nil || since.Nothing() {
 		t.Errorf("after a write of others: %+v, %v", since, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,8 +28,8 @@ func watchEvents(ctx context.Context, l *Ledger, drift func(Drift)) error {
 	defer func() { stop(); _ = s.file.Close() }()
 	now, err := l.now(ctx)
 	if err == nil {
-		l.watch(now, drift)
-		defer l.watch(now, nil)
+		l.watch(now, drift, s.deafen)
+		defer l.unwatch()
 		err = s.listen(ctx, l)
 	}
 	if ctx.Err() != nil {
@@ -40,10 +41,8 @@ func watchEvents(ctx context.Context, l *Ledger, drift func(Drift)) error {
 // eventSocket is a socket in the group NFNLGRP_NFTABLES. It belongs to one
 // goroutine.
 type eventSocket struct {
-	file *os.File
-	conn interface {
-		Read(func(fd uintptr) bool) error
-	}
+	file   *os.File
+	conn   syscall.RawConn
 	buffer []byte
 	reader eventReader
 }
@@ -57,18 +56,39 @@ func openEvents(buffer int) (*eventSocket, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) // as much as an unprivileged one gets
 	}
+	s := &eventSocket{file: file, buffer: make([]byte, receiveSize)}
 	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	if err == nil {
-		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES))
+		s.conn, err = file.SyscallConn()
+	}
+	if err == nil {
+		err = s.join(true)
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	conn, err := file.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
+	return s, nil
+}
+
+// join enters or leaves the group. If nobody else is in it the kernel does not even
+// put together what it would tell.
+func (s *eventSocket) join(member bool) error {
+	option := unix.NETLINK_DROP_MEMBERSHIP
+	if member {
+		option = unix.NETLINK_ADD_MEMBERSHIP
 	}
-	return &eventSocket{file: file, conn: conn, buffer: make([]byte, receiveSize)}, nil
+	var err error
+	control := s.conn.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, option, unix.NFNLGRP_NFTABLES))
+	})
+	return errors.Join(control, err)
+}
+
+// deafen leaves the group for a while. A socket that cannot come back ends the watch.
+func (s *eventSocket) deafen(deaf bool) {
+	if err := s.join(!deaf); err != nil && !deaf {
+		_ = s.file.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // listen hands on commits until there is an error. What was lost, or cannot be

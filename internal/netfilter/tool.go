@@ -73,7 +73,7 @@ func (t *Tool) Restore(ctx context.Context, script []byte) error {
 		}
 		return t.poll.write(ctx, func() error { return t.restoreLegacy(ctx, script) })
 	}
-	return t.ledger.write(ctx, func(started func(pid int)) (commitCount, error) {
+	return t.ledger.write(ctx, len(script), func(started func(pid int)) (commitCount, error) {
 		err := t.runRestore(ctx, script, started, "--noflush")
 		return commitsOf(script, err), err
 	})
