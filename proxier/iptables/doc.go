@@ -27,8 +27,10 @@
 //     layout is built beside, and one commit of VIPD-SVC switches. Until something
 //     may be removed what the new tree does not know goes on to the old one.
 //   - What is remembered of the kernel advances only after the kernel said yes.
-//     After an error it is forgotten and read again. The rule set has a generation
-//     in the kernel: while that stays, nothing needs to be read.
+//     After an error it is forgotten and read again. Otherwise the table is read only
+//     if somebody else touched what is ours, or nobody knows (netfilter.Ledger): our
+//     own writes are not read back, and a chain that somebody else wrote is written
+//     anew whatever it says of itself.
 //
 // Traps:
 //   - A ":CHAIN" line of iptables-restore --noflush empties the chain, within the
