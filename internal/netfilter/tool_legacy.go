@@ -3,6 +3,7 @@ package netfilter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -21,7 +22,7 @@ func (t *Tool) restoreLegacy(ctx context.Context, script []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := t.runRestore(ctx, script, nil, "--noflush"); err != nil {
+	if err := t.commitLegacy(ctx, script); err != nil {
 		return err
 	}
 	after, err := t.legacyInfos(marks)
@@ -47,6 +48,51 @@ func (t *Tool) restoreLegacy(ctx context.Context, script []byte) error {
 		t.proved.Store(binary)
 	}
 	return nil
+}
+
+// legacyAttempts is how often a commit is tried that failed without a reason.
+const legacyAttempts = 3
+
+// commitLegacy runs the restore. Of a commit that the kernel does not take the tool
+// names the line and no reason. It may be a rule; or memory; or that somebody else,
+// who does not use the lock or another one, replaced the table meanwhile (EAGAIN).
+// A *RestoreError, for which services are quarantined, is only what fails although
+// the kernel takes a commit that changes nothing.
+func (t *Tool) commitLegacy(ctx context.Context, script []byte) error {
+	var refused *RestoreError
+	var other error
+	before := 0 // lines of commits that stand
+	for range legacyAttempts {
+		err := t.runRestore(ctx, script, nil, "--noflush")
+		if !errors.As(err, &refused) {
+			return err
+		}
+		lines := bytes.SplitAfter(script, []byte("\n"))
+		stand := 0
+		for i, line := range lines[:max(refused.Line-1, 0)] {
+			if bytes.HasPrefix(line, []byte("COMMIT")) {
+				stand = i + 1
+			}
+		}
+		if refused.Line > 0 {
+			refused.Line += before
+		}
+		if refused.Text != "COMMIT" {
+			return err
+		}
+		before += stand
+		script = bytes.Join(lines[stand:], nil)
+		table := bytes.TrimSpace(lines[stand])
+		nothing := fmt.Appendf(nil, "%s\n:%sTRY - [0:0]\n-X %sTRY\nCOMMIT\n", table, ChainPrefix, ChainPrefix)
+		if err := t.runRestore(ctx, nothing, nil, "--noflush"); err != nil {
+			other = err
+		}
+	}
+	if other != nil {
+		return fmt.Errorf("the kernel takes no commit now: memory is short, or another program changes the table without the xtables lock "+
+			"(let it use the file that %s names, %s by default): %v", lockVariable, lockFile, other) // not %w: no rule is guilty
+	}
+	return refused
 }
 
 // legacyInfos asks about those of the tables that there are.
