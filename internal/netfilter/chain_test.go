@@ -130,3 +130,22 @@ func FuzzParseTable(f *testing.F) {
 		}
 	})
 }
+
+func TestTargetIsWhatARuleGoesTo(t *testing.T) {
+	for rule, want := range map[string]string{
+		`-j ACCEPT`: "ACCEPT",
+		`-g VIPD-X`: "VIPD-X",
+		`-p tcp -m comment --comment "x -j VIPD-IN" -j DROP`:     "DROP",
+		`-j LOG --log-prefix "x -j VIPD-IN y"`:                   "LOG",
+		`-j LOG --log-prefix "a \" -j VIPD-IN" --log-level 4`:    "LOG",
+		`-m comment --comment "said \"-g VIPD-X\"" -g VIPD-Y`:    "VIPD-Y",
+		`-p tcp -m comment --comment -j`:                         "",
+		`-p tcp`:                                                 "",
+		``:                                                       "",
+		`-m comment --comment "a rule without a target -j DROP"`: "",
+	} {
+		if got := Target(rule); got != want {
+			t.Errorf("%s goes to %q, not %q", rule, got, want)
+		}
+	}
+}

@@ -151,7 +151,7 @@ func (r *ruleSet) since(t *testing.T, mark uint32) string {
 	case s.Unknown:
 		return "unknown"
 	case len(s.Chains) > 0:
-		return fmt.Sprintf("%s", s.Chains[0])
+		return s.Chains[0]
 	}
 	return "nothing"
 }

@@ -101,15 +101,20 @@ func Target(rule string) string {
 	return rest
 }
 
-// targetIndex returns where "-j X" or "-g X" begins in a rule, or -1. The last
-// one counts, for a comment may hold the same letters.
+// targetIndex returns where "-j X" or "-g X" begins in a rule, or -1. What stands
+// in quotes does not count: a comment or a log prefix may hold the same letters.
 func targetIndex(rule string) int {
-	i := max(strings.LastIndex(rule, " -j "), strings.LastIndex(rule, " -g "))
-	if i >= 0 {
-		return i + 1
-	}
-	if strings.HasPrefix(rule, "-j ") || strings.HasPrefix(rule, "-g ") {
-		return 0
+	quoted := false
+	for i := 0; i < len(rule); i++ {
+		switch c := rule[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted || c != '-' || i > 0 && rule[i-1] != ' ':
+		case strings.HasPrefix(rule[i:], "-j "), strings.HasPrefix(rule[i:], "-g "):
+			return i
+		}
 	}
 	return -1
 }
