@@ -85,7 +85,7 @@ func (p *pass) endFlows(e Evictor) {
 			ask(untranslated(c.after.Key))
 		}
 	}
-	if !p.fresh {
+	if !p.fresh && !p.mended {
 		return
 	}
 	// The kernel may have led nowhere for a while, whatever we believed.

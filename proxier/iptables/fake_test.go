@@ -65,6 +65,12 @@ func (k *fakeKernel) Survey(ctx context.Context, name string, spelt ...string) (
 	return all.Listing(), text, err
 }
 
+// List lists some of what Survey does.
+func (k *fakeKernel) List(ctx context.Context, name string, chains ...string) (netfilter.Listing, error) {
+	text, err := k.ReadChains(ctx, name, chains...)
+	return text.Listing(), err
+}
+
 // ReadChains returns some of what Read returns.
 func (k *fakeKernel) ReadChains(ctx context.Context, name string, chains ...string) (netfilter.Table, error) {
 	all, err := k.Read(ctx, name)
@@ -300,6 +306,9 @@ func (d deadKernel) Read(context.Context, string) (netfilter.Table, error) {
 }
 func (d deadKernel) Survey(context.Context, string, ...string) (netfilter.Listing, netfilter.Table, error) {
 	return netfilter.Listing{}, netfilter.Table{}, d.err
+}
+func (d deadKernel) List(context.Context, string, ...string) (netfilter.Listing, error) {
+	return netfilter.Listing{}, d.err
 }
 func (d deadKernel) ReadChains(context.Context, string, ...string) (netfilter.Table, error) {
 	return netfilter.Table{}, d.err

@@ -17,6 +17,8 @@ import (
 type kernel interface {
 	// Survey lists the table, and returns the text of the named chains beside.
 	Survey(ctx context.Context, table string, spelt ...string) (netfilter.Listing, netfilter.Table, error)
+	// List lists the named chains alone.
+	List(ctx context.Context, table string, names ...string) (netfilter.Listing, error)
 	// ReadChains returns the text of the named chains.
 	ReadChains(ctx context.Context, table string, names ...string) (netfilter.Table, error)
 	// Since returns what others did to the table after a generation; 0 is none.
@@ -55,6 +57,7 @@ type pass struct {
 
 	// What was read, if fresh.
 	fresh      bool
+	entered    bool // not fresh, but the way in was read and is to be repaired
 	list       netfilter.Listing
 	entry      netfilter.Table // the text of the way in
 	linked     map[lb.Key]bool // services that the kernel led to before the pass
@@ -91,10 +94,10 @@ func (p *pass) run(ctx context.Context) error {
 
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
-	lost := m.have == nil || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.touched(ctx)
+	lost := m.have == nil || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.look(ctx)
 	if !lost { // else nobody may be given a slot yet
 		changes := p.changes(ctx)
-		if len(changes) == 0 && !m.treeOpen {
+		if len(changes) == 0 && !m.treeOpen && !p.entered {
 			return nil
 		}
 		if p.skeletonWanted() == m.standing {
@@ -148,16 +151,32 @@ func (e *entryError) Error() string {
 	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
 }
 
-// touched reports whether somebody else may have touched what is ours since that
-// was asked, or read, last.
-func (p *pass) touched(ctx context.Context) bool {
+// look finds out what somebody else did to what is ours since that was asked, or
+// read, last, and reports whether the table has to be read. Who puts a rule before
+// our jumps, or takes those away, touches the way in alone: that is of constant size.
+func (p *pass) look(ctx context.Context) (read bool) {
 	seen := p.memory.seen
 	since, err := p.kernel.Since(ctx, seen.Mark(table), table)
-	if err != nil || !since.Nothing() {
+	if err != nil || since.Unknown || slices.ContainsFunc(since.Chains, beyondEntry) {
 		return true
+	}
+	if len(since.Chains) > 0 && p.memory.standing {
+		if p.list, err = p.kernel.List(ctx, table, p.skeleton.Names()...); err == nil {
+			p.entry, err = p.kernel.ReadChains(ctx, table, p.skeleton.Names()...)
+		}
+		if err != nil {
+			return true
+		}
+		p.entered = true
 	}
 	seen.Take(table, since)
 	return false
+}
+
+// beyondEntry reports whether a chain that was touched is one of ours behind the way
+// in, or the whole table.
+func beyondEntry(chain string) bool {
+	return chain == "" || kindOf(chain) != foreign && kindOf(chain) != skeleton
 }
 
 // read reads the table, and forgets what was believed of it. The tree is to lead

@@ -20,6 +20,10 @@ func (k *nullKernel) Survey(context.Context, string, ...string) (netfilter.Listi
 	return netfilter.Listing{}, netfilter.Table{Base: map[string][]string{}, Own: map[string][]string{}}, nil
 }
 
+func (k *nullKernel) List(context.Context, string, ...string) (netfilter.Listing, error) {
+	return netfilter.Listing{}, nil
+}
+
 func (k *nullKernel) ReadChains(context.Context, string, ...string) (netfilter.Table, error) {
 	return netfilter.Table{Base: map[string][]string{}, Own: map[string][]string{}}, nil
 }

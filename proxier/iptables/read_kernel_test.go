@@ -69,6 +69,11 @@ func TestReadSpeed(t *testing.T) {
 	if k.reads > 0 || len(k.scripts) != 1 {
 		t.Errorf("%d reads and %d writes", k.reads, len(k.scripts))
 	}
+	if err := k.others.Restore(t.Context(), []byte("*nat\n-I PREROUTING 1 -p udp -j ACCEPT\nCOMMIT\n")); err != nil {
+		t.Fatal(err)
+	}
+	timed("all read, a jump repaired", func() error { return p.Sync(t.Context(), e.Snapshot(), fresh) }) // nobody watches
+	k.reads, k.scripts = 0, k.scripts[:1]
 	timed("adopted by a restart", func() error { return h.proxier().Sync(t.Context(), e.Snapshot(), prune) })
 	if k.reads != 1 || len(k.scripts) != 1 {
 		t.Errorf("after a restart %d reads and %d writes", k.reads, len(k.scripts))

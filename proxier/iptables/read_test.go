@@ -32,8 +32,17 @@ func TestUnchangedKernelIsNotReadAgain(t *testing.T) {
 	reads(0, "after our own writes")
 	somebody("*nat\n:OTHER - [0:0]\nCOMMIT\n")
 	reads(0, "somebody wrote beside us")
+	writes := h.Writes()
 	somebody("*nat\n-I PREROUTING 1 -j OTHER\nCOMMIT\n")
-	reads(1, "somebody touched what is ours")
+	reads(0, "somebody put a rule before our jump")
+	if n := h.Writes() - writes; n != 1 {
+		t.Errorf("a displaced jump takes %d writes", n)
+	}
+	if first := k.wholeKernel.(*fakeKernel).base["PREROUTING"][0]; netfilter.Target(first) != chainService {
+		t.Errorf("the first rule is %q", first)
+	}
+	somebody("*nat\n-F " + chainDispatch + "\nCOMMIT\n")
+	reads(1, "somebody flushed a chain of ours")
 	reads(0, "nobody wrote since")
 	k.wholeKernel.(*fakeKernel).blind = true
 	reads(1, "nobody knows who wrote")

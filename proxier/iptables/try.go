@@ -64,7 +64,7 @@ func (p *pass) plan(changes []change, withGarbage bool) attempt {
 			a.left = append(a.left, nodeName(n))
 		}
 	}
-	if p.fresh && !p.mended {
+	if (p.fresh || p.entered) && !p.mended {
 		a.skeleton = p.planSkeleton(a.wanted)
 	}
 	return a
