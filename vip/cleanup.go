@@ -50,7 +50,7 @@ func (d *Door) cleanDevices(ctx context.Context) error {
 			continue
 		}
 		var vips []netip.Addr
-		for _, a := range h.on(l.Index) {
+		for a := range h.on(l.Index) {
 			if a.shaped() {
 				vips = append(vips, a.Prefix.Addr())
 			}

@@ -259,7 +259,7 @@ func (p *pass) pruneDevices(ctx context.Context) error {
 // foreignOn returns an address on a device that is neither of our shape nor made
 // by the kernel itself.
 func (h host) foreignOn(index int) (address, bool) {
-	for _, a := range h.on(index) {
+	for a := range h.on(index) {
 		if !a.shaped() && !a.Prefix.Addr().IsLinkLocalUnicast() {
 			return a, true
 		}

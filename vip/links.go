@@ -3,6 +3,7 @@ package vip
 import (
 	"context"
 	"errors"
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -119,13 +120,14 @@ func (h host) named(name string) (link, bool) {
 }
 
 // on returns the addresses of a device.
-func (h host) on(index int) (addrs []address) {
-	for _, a := range h.addrs {
-		if a.Link == index {
-			addrs = append(addrs, a)
+func (h host) on(index int) iter.Seq[address] {
+	return func(yield func(address) bool) {
+		for _, a := range h.addrs {
+			if a.Link == index && !yield(a) {
+				return
+			}
 		}
 	}
-	return addrs
 }
 
 // others returns the addresses that stand on devices which are not vipd's, and

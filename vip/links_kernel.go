@@ -36,18 +36,13 @@ func (kernelLinks) Read(ctx context.Context) (host, error) {
 	if err != nil {
 		return host{}, fmt.Errorf("list devices: %w", err)
 	}
-	addrs, err := dump(ctx, func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := dump(ctx, listAddresses)
 	if err != nil {
 		return host{}, fmt.Errorf("list addresses: %w", err)
 	}
-	var h host
+	h := host{addrs: addrs}
 	for _, d := range devices {
 		h.links = append(h.links, linkOf(d))
-	}
-	for _, a := range addrs {
-		if converted, ok := addressOf(a); ok {
-			h.addrs = append(h.addrs, converted)
-		}
 	}
 	return h, nil
 }
@@ -75,35 +70,6 @@ func linkOf(d netlink.Link) link {
 		Up:    attrs.RawFlags&unix.IFF_UP != 0,
 		ARP:   attrs.RawFlags&unix.IFF_NOARP == 0,
 	}
-}
-
-// addressOf reads an address; false for one without a local part.
-func addressOf(a netlink.Addr) (address, bool) {
-	if a.IPNet == nil {
-		return address{}, false
-	}
-	ip, ok := netip.AddrFromSlice(a.IP)
-	if !ok {
-		return address{}, false
-	}
-	ip = ip.Unmap()
-	bits, _ := a.Mask.Size()
-	out := address{
-		Link:       a.LinkIndex,
-		HostScope:  a.Scope == unix.RT_SCOPE_HOST,
-		Deprecated: a.PreferedLft == 0,
-		Unusable:   a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0,
-	}
-	if a.Peer != nil {
-		if peer, ok := netip.AddrFromSlice(a.Peer.IP); ok {
-			out.Peer = peer.Unmap()
-		}
-	}
-	out.Prefix = netip.PrefixFrom(ip, bits)
-	if b, ok := netip.AddrFromSlice(a.Broadcast); ok {
-		out.Broadcast = b.Unmap()
-	}
-	return out, out.Prefix.IsValid()
 }
 
 // Create makes a device of that kind, marked with alias, down.

@@ -28,7 +28,7 @@ func (h host) reserved(device string) map[netip.Addr]error {
 			"take it off %s or choose another VIP", names[a.Link], names[a.Link])
 	}
 	if dev, found := h.named(device); found {
-		for _, a := range h.on(dev.Index) {
+		for a := range h.on(dev.Index) {
 			// IPv6 has an address once on a device, whatever its length; this one is not ours to change.
 			if a.Prefix.Addr().Is6() && !a.single() {
 				no[a.Prefix.Addr()] = fmt.Errorf("it stands on %s as %s, which vipd did not make; remove it", device, a.Prefix)
