@@ -43,6 +43,8 @@ func echoes(t *testing.T, c net.Conn) {
 // Only clients of the ranges get in, by TCP and UDP; others get no answer. This
 // host itself is not asked. A connection that stands goes on when the ranges
 // change, also if its client would not get in any more.
+//
+//lane:vm
 func TestB21_B22_ClientRanges(t *testing.T) {
 	inLab(t, never, 2, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
 		d := w.door(t)
@@ -141,6 +143,8 @@ func TestB22_RangesChangeWithoutAGap(t *testing.T) {
 // After `iptables -t nat -F` a new connection waits for the rules to be mended; it
 // is neither refused nor given to a daemon of this host. What has no backend is
 // refused at once, as ever.
+//
+//lane:vm
 func TestNewConnectionsWaitForFlushedRules(t *testing.T) {
 	inLab(t, never, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
 		serve(t, lab.LB, at("::", 80)) // a daemon of the host

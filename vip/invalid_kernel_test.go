@@ -1,5 +1,7 @@
 //go:build kernel
 
+//lane:vm
+
 package vip
 
 import (

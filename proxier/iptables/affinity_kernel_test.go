@@ -66,6 +66,7 @@ func TestB36_SixtyThousandClients(t *testing.T) {
 	t.Logf("%d clients at %v, twice in %s, %s", clients, tally(first), time.Since(start).Round(time.Millisecond), w.memory())
 }
 
+//lane:vm
 func TestB35_ClientsOfABackendThatGetsNothingNewMoveAtOnce(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -99,6 +100,7 @@ func TestB35_ClientsOfABackendThatGetsNothingNewMoveAtOnce(t *testing.T) {
 	}
 }
 
+//lane:vm
 func TestB33_B34_AffinityExpiresAndIsSwitched(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

@@ -62,6 +62,7 @@ func tool(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
+//lane:vm
 func TestContractOnTheKernel(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -106,6 +107,7 @@ func TestB54_B58_B60_B61_B64_F147_RandomWalkOnTheKernelEndsEqual(t *testing.T) {
 	}
 }
 
+//lane:vm
 func TestGoldensAreWhatIPTablesTakes(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -131,6 +133,8 @@ func TestGoldensAreWhatIPTablesTakes(t *testing.T) {
 }
 
 // TestRulesAreWrittenAsTheyAreReadBack keeps plans free of differences in spelling.
+//
+//lane:vm
 func TestRulesAreWrittenAsTheyAreReadBack(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

@@ -14,6 +14,7 @@ import (
 
 var legacy = netfilter.ToolOptions{Backend: netfilter.Legacy}
 
+//lane:vm
 func TestContractWithTheLegacyBackend(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

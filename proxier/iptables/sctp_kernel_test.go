@@ -20,6 +20,8 @@ import (
 // TestB5_B4_SCTPAssociationsAreBalanced sends INIT chunks, with which associations
 // begin, on a kernel that need not have sockets for them. The lane of the virtual
 // machine makes whole associations (e2e).
+//
+//lane:vm
 func TestB5_B4_SCTPAssociationsAreBalanced(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
