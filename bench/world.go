@@ -64,6 +64,11 @@ func newWorld() (*world, error) {
 // forward makes the load balancer a router, and has connection tracking forget
 // what was reset at once: the benchmark makes more connections than fit otherwise.
 func forward() error {
+	// Where connection tracking is a module, to ask for its table loads it, and with it
+	// come its settings.
+	if _, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET); err != nil {
+		return fmt.Errorf("connection tracking: %w", err)
+	}
 	return sysctls(map[string]string{
 		"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
 		"net/netfilter/nf_conntrack_tcp_timeout_close": "1",
