@@ -31,8 +31,9 @@ const binDirEnv = "VIPD_BIN_DIR"
 const patience = time.Minute
 
 // inVM are the tests that the lane of the virtual machine runs, for the sake of its
-// dummy device, its SCTP sockets and its older kernel. All of them would take an hour there.
-const inVM = `^TestB(1|5|66)_`
+// dummy device, its SCTP sockets, its limit of connections and its older kernel. All of
+// them would take an hour there.
+const inVM = `^Test(B(1|5|66)|F81)_`
 
 func TestMain(m *testing.M) {
 	os.Exit(runAll(m))

@@ -53,6 +53,7 @@ func (d *Door) Findings(ctx context.Context) []string {
 	if sum.used[1] {
 		found = append(found, d.forwarding("net/ipv6/conf/all/forwarding", "IPv6")...)
 	}
+	found = append(found, d.crowded()...)
 	return append(found, sum.told...)
 }
 

@@ -26,6 +26,9 @@ func TestF104_FindingsNameSettingsThatHinder(t *testing.T) {
 		"loose wins":                    {map[string]string{"net/ipv4/conf/all/rp_filter": "2", "net/ipv4/conf/eth1/rp_filter": "1"}, ARPUnmanaged, ""},
 		"route_localnet":                {map[string]string{"net/ipv4/conf/all/route_localnet": "1"}, ARPUnmanaged, "route_localnet is 1 on all:"},
 		"route_localnet on a device":    {map[string]string{"net/ipv4/conf/eth1/route_localnet": "1"}, ARPUnmanaged, "route_localnet is 1 on eth1:"},
+		"a full conntrack table":        {map[string]string{"net/netfilter/nf_conntrack_count": "900", "net/netfilter/nf_conntrack_max": "1000"}, ARPUnmanaged, "holds 900 of 1000"},
+		"a conntrack table with room":   {map[string]string{"net/netfilter/nf_conntrack_count": "899", "net/netfilter/nf_conntrack_max": "1000"}, ARPUnmanaged, ""},
+		"no conntrack figures":          {map[string]string{"net/netfilter/nf_conntrack_count": "?", "net/netfilter/nf_conntrack_max": "1000"}, ARPUnmanaged, ""},
 		"arp drifted":                   {map[string]string{"net/ipv4/conf/all/arp_announce": "0"}, ARPIgnore, "net.ipv4.conf.all.arp_announce is 0 although"},
 		"arp unmanaged is none of ours": {map[string]string{"net/ipv4/conf/all/arp_announce": "1"}, ARPUnmanaged, ""},
 	} {

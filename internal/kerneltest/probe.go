@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,48 @@ func Statistic() Feature {
 // SCTP is sockets for SCTP; netfilter knows the protocol without them.
 func SCTP() Feature {
 	return Feature{Name: "SCTP sockets", Module: "sctp", Config: "CONFIG_IP_SCTP", probe: probeSCTP}
+}
+
+// SmallTable is a table of connection tracking that a test can fill. Its limit belongs
+// to the whole machine, so only the virtual one is ever given one: see LimitConnections.
+func SmallTable() Feature {
+	return Feature{Name: "connection tracking of at most 1000 connections", probe: func() error {
+		text, err := os.ReadFile(connectionLimit)
+		if err != nil {
+			return err
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || n > 1000 {
+			return ErrNotSupported
+		}
+		return nil
+	}}
+}
+
+const connectionLimit = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+// LimitConnections has the kernel of the virtual machine track at most 1000 connections
+// a network namespace until the test ends. It does nothing elsewhere, nor in the
+// namespaces of Isolate, which it has to be called before: they cannot change the limit.
+func LimitConnections(t testing.TB) {
+	t.Helper()
+	if os.Getenv(LaneEnv) != "vm" || isolated() {
+		return
+	}
+	if out, err := exec.CommandContext(t.Context(), "modprobe", "nf_conntrack").CombinedOutput(); err != nil {
+		t.Fatalf("kerneltest: %v: %s", err, out)
+	}
+	before, err := os.ReadFile(connectionLimit)
+	if err == nil {
+		err = os.WriteFile(connectionLimit, []byte("1000"), 0o644)
+	}
+	if err != nil {
+		t.Fatalf("kerneltest: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(connectionLimit, bytes.TrimSpace(before), 0o644); err != nil {
+			t.Errorf("kerneltest: %v", err)
+		}
+	})
 }
 
 // Probe asks the kernel, in the namespaces of the process: nil is yes,
