@@ -122,16 +122,8 @@ func (r *eventReader) table(f Family, attrs []byte) (err error) {
 	return err
 }
 
-func (r *eventReader) chain(f Family, deleted bool, attrs []byte) (err error) {
-	var table, name []byte
-	for kind, b := range attributes(attrs, &err) {
-		switch kind {
-		case unix.NFTA_CHAIN_TABLE:
-			table = untilZero(b)
-		case unix.NFTA_CHAIN_NAME:
-			name = untilZero(b)
-		}
-	}
+func (r *eventReader) chain(f Family, deleted bool, attrs []byte) error {
+	table, name, err := chainHeader(attrs)
 	switch {
 	case !watchedTable(string(table)):
 	case ownOrAnchor(table, name), deleted && slices.Contains(baseChains[string(table)], string(name)):

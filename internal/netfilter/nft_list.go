@@ -160,18 +160,11 @@ func (r *tableReader) dump(ctx context.Context, s *nfSocket, m message, put func
 }
 
 // putChain takes a chain of which nothing else is known yet.
-func (r *tableReader) putChain(attrs []byte) (err error) {
-	var table, name string
-	for kind, b := range attributes(attrs, &err) {
-		switch kind {
-		case unix.NFTA_CHAIN_TABLE:
-			table = textOf(b)
-		case unix.NFTA_CHAIN_NAME:
-			name = textOf(b)
-		}
-	}
+func (r *tableReader) putChain(attrs []byte) error {
+	table, chain, err := chainHeader(attrs)
+	name := string(chain)
 	switch {
-	case table != r.table:
+	case string(table) != r.table:
 	case isOwn(name):
 		r.list.Own[name] = Listed{}
 	case slices.Contains(baseChains[r.table], name):
@@ -221,6 +214,3 @@ func (r *tableReader) flush() {
 	}
 	r.chain, r.own, r.ofBase = "", Listed{}, false
 }
-
-// textOf returns a string without the zero byte at its end.
-func textOf(b []byte) string { return string(untilZero(b)) }

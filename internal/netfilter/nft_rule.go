@@ -32,6 +32,19 @@ func (r nftRule) mark() Mark {
 	return m
 }
 
+// chainHeader reads where a chain is and what it is called.
+func chainHeader(attrs []byte) (table, chain []byte, err error) {
+	for kind, b := range attributes(attrs, &err) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			table = untilZero(b)
+		case unix.NFTA_CHAIN_NAME:
+			chain = untilZero(b)
+		}
+	}
+	return table, chain, err
+}
+
 // ruleHeader reads the attributes of a rule, but not its expressions, which it
 // returns.
 func ruleHeader(attrs []byte) (rule nftRule, expressions []byte, err error) {

@@ -62,18 +62,24 @@ func tool(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-//lane:vm
-func TestContractOnTheKernel(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
+// contract runs the tests of the contract with a backend, and before each of them
+// clears what the one before it left, by the programs of that backend.
+func contract(t *testing.T, o netfilter.ToolOptions, programs ...string) {
+	t.Helper()
 	proxiertest.Run(t, func(t *testing.T) proxiertest.Harness {
-		for _, program := range []string{"iptables-nft", "ip6tables-nft"} { // what the test before this one left
+		for _, program := range programs {
 			tool(t, program, "-t", "nat", "-F")
 			tool(t, program, "-t", "nat", "-X")
 		}
-		return realHarness(t)
+		return harnessWith(t, o)
 	})
+}
+
+//lane:vm
+func TestContractOnTheKernel(t *testing.T) {
+	if kerneltest.Isolate(t) {
+		contract(t, netfilter.ToolOptions{Backend: netfilter.NFT}, "iptables-nft", "ip6tables-nft")
+	}
 }
 
 // TestB54_B58_B60_B61_B64_F147_RandomWalkOnTheKernelEndsEqual is the walk of the
