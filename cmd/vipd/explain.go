@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -43,9 +42,7 @@ func newExplain(o *options) *cobra.Command {
 				return fmt.Errorf("%s: %s", args[0], unclaimed(k.Addr, vip))
 			}
 			if output == outputJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(explanation{s.Services, s.Problems})
+				return writeJSON(cmd.OutOrStdout(), explanation{s.Services, s.Problems})
 			}
 			return explain(cmd.OutOrStdout(), explanation{s.Services, s.Problems})
 		},

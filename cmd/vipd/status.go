@@ -35,6 +35,13 @@ func checkOutput(output string) error {
 	return nil
 }
 
+// writeJSON prints a value for programs, and for those who read it all the same.
+func writeJSON(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}
+
 func newStatus(o *options) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -55,9 +62,7 @@ func newStatus(o *options) *cobra.Command {
 				}
 			}
 			if output == outputJSON {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(s)
+				return writeJSON(cmd.OutOrStdout(), s)
 			}
 			var text bytes.Buffer
 			if err := printStatus(&text, s, len(args) == 1); err != nil {
