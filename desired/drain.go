@@ -30,7 +30,7 @@ func decide(before *entry, c choice, f Facts) *entry {
 	if c.spec != nil {
 		after.owner, after.name, after.spec, after.mode = c.owner, c.spec.Name, c.spec, c.mode
 		after.timeout = c.spec.DrainTimeout
-		after.place(c.mode, serve(before.placed(c.mode), c.spec, f.Now))
+		after.place(c.mode, serve(before.placed(c.mode), c, f.Now))
 	}
 	for _, p := range before.modes() {
 		if c.spec == nil || p.mode != c.mode {
@@ -50,11 +50,13 @@ func decide(before *entry, c choice, f Facts) *entry {
 // backend. UDP and SCTP flows move at once.
 func drains(p lb.Protocol) bool { return p == lb.TCP }
 
-// serve returns the service that spec asks for, with the backends that have to
-// drain. before is what the mode served until now, or nil.
-func serve(before *placed, spec *lb.Spec, now time.Time) *placed {
+// serve returns the service that was chosen, with the backends that have to drain.
+// before is what the mode served until now, or nil.
+func serve(before *placed, c choice, now time.Time) *placed {
+	spec := c.spec
 	p := &placed{Service: &lb.Service{
-		Key: spec.Key, Scheduler: spec.Scheduler, Masquerade: spec.Masquerade, Affinity: spec.Affinity, Clients: spec.Clients,
+		Key: spec.Key, Mode: c.mode, Scheduler: spec.Scheduler, Flags: spec.Flags, Forward: spec.Forward, Tunnel: spec.Tunnel,
+		Masquerade: spec.Masquerade, Affinity: spec.Affinity, Clients: spec.Clients,
 	}}
 	backends := make([]lb.Backend, 0, len(spec.Backends))
 	listed := make(map[netip.AddrPort]bool, len(spec.Backends))
@@ -95,10 +97,9 @@ func leave(before *placed, timeout time.Duration, now time.Time) *placed {
 	if before.Refusing {
 		return nil
 	}
-	p := &placed{Leaving: true, Service: &lb.Service{
-		Key: before.Service.Key, Scheduler: before.Service.Scheduler, Masquerade: before.Service.Masquerade,
-		Affinity: before.Service.Affinity, Clients: before.Service.Clients,
-	}}
+	left := *before.Service
+	left.Backends = nil
+	p := &placed{Leaving: true, Service: &left}
 	if drains(p.Service.Key.Protocol) {
 		for _, b := range before.Service.Backends {
 			until := before.deadline(b.Addr, now.Add(timeout))

@@ -80,7 +80,8 @@ func (e *entry) wakeFor(p *placed, now time.Time) {
 	}
 }
 
-// face is the service that the outside sees: that of the mode that gains it.
+// face is the service that the outside sees: that of the mode that gains it. Its
+// Mode tells which one that is.
 func (e *entry) face() *lb.Service {
 	if e == nil {
 		return nil

@@ -100,6 +100,7 @@ func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error)
 			return nil, errors.New("the recorded service is missing or of another VIP:port")
 		}
 		pr.Service.Backends = slices.Clone(pr.Service.Backends) // the decoder leaves room for more, for good
+		pr.Service.Mode = mode                                  // records once had it here only
 		p := &placed{Service: pr.Service, Leaving: pr.Leaving, Refusing: pr.Refusing}
 		for b, left := range pr.Drains {
 			p.drain(nil, b, now.Add(left-gone))
@@ -111,9 +112,13 @@ func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error)
 		return nil, errors.New("it serves nothing")
 	}
 	for mode, svc := range r.Stands {
-		if svc == nil || svc.Key == k {
-			m.there(mode)[k] = svc
+		if svc != nil && svc.Key != k {
+			continue
 		}
+		if svc != nil {
+			svc.Mode = mode
+		}
+		m.there(mode)[k] = svc
 	}
 	return e, nil
 }

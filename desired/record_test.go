@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,63 @@ func TestRestartWithOtherFactsDrainsWhatWent(t *testing.T) {
 	w.restart(time.Minute)
 	w.states("static", svc("1:80 a*1"))
 	w.wants("edited while down", w.now().Place[ipt], "1:80 a*1 b*drain", "2:80 c*drain")
+}
+
+// A record of a version that wrote none of the later words is that of the same
+// service: an update of vipd changes nothing in the kernel.
+func TestB64_RecordsOfAnEarlierVersion(t *testing.T) {
+	w := newWorld(t, "static").states("static", svc("1:80 a*1 b*2"), svc("2:80 c*1"))
+	w.now()
+	w.states("static", svc("1:80 a*1"), svc("2:80 c*1")).now()
+	w.memo.Stand(ipt, w.memo.place[ipt])
+	w.memo.Stand(ipvs, w.memo.place[ipt])
+	for k := range w.record {
+		raw, err := w.memo.Record(k, w.facts.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		former := strings.ReplaceAll(string(raw), `"mode":"iptables","scheduler"`, `"scheduler"`)
+		if len(former) == len(raw) {
+			t.Fatalf("no mode in %s", raw)
+		}
+		w.record[k] = []byte(former)
+	}
+	w.restart(time.Second)
+	if r := w.now(); len(r.Touched) != 0 || len(r.Claims) != 0 {
+		t.Errorf("touched %v, claims %v", r.Touched, r.Claims)
+	}
+	for s := range w.memo.Standing(ipvs).All() {
+		if s.Mode != ipvs {
+			t.Errorf("%s stands in mode ipvs as of mode %q", s.Key, s.Mode)
+		}
+	}
+}
+
+// Every word of a spec reaches the service, and stays with it while it leaves.
+func TestServiceSaysWhatItsSpecSays(t *testing.T) {
+	spec := with(svc("1:80 a*1"), func(s *lb.Spec) {
+		s.Mode, s.Scheduler, s.Flags, s.Affinity = ipvs, lb.MH, lb.FlagPort, time.Minute
+		s.Forward, s.Tunnel, s.Masquerade = lb.ForwardTunnel, lb.Tunnel{Type: lb.TunnelGUE, Port: 6080}, lb.MasqueradeNever
+		s.Clients = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	})
+	want := &lb.Service{
+		Key: spec.Key, Mode: ipvs, Scheduler: lb.MH, Flags: lb.FlagPort, Affinity: time.Minute, Forward: lb.ForwardTunnel,
+		Tunnel: spec.Tunnel, Masquerade: lb.MasqueradeNever, Clients: spec.Clients,
+		Backends: []lb.Backend{{Addr: spec.Backends[0].Addr, Weight: 1}},
+	}
+	w := newWorld(t, "static").states("static", spec)
+	if got := w.now().Door.Get(spec.Key); !got.Equal(want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	leaving := *want
+	leaving.Backends = []lb.Backend{{Addr: spec.Backends[0].Addr, Draining: true}}
+	if got := w.states("static").now().Door.Get(spec.Key); !got.Equal(&leaving) {
+		t.Errorf("while it leaves: %+v, want %+v", got, leaving)
+	}
+	w.restart(time.Second)
+	if r := w.now(); len(r.Touched) != 0 {
+		t.Errorf("a restart touches %v", r.Touched)
+	}
 }
 
 func TestRestoreLeavesOutWhatItCannotUse(t *testing.T) {

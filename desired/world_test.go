@@ -116,12 +116,20 @@ func (w *world) check(r Result) {
 	for mode, snapshot := range r.Place {
 		for s := range snapshot.All() {
 			faces[s.Key] = true
+			if s.Mode != mode {
+				w.t.Fatalf("%s in mode %s says that mode %q serves it", s.Key, mode, s.Mode)
+			}
 			if r.Door.Get(s.Key) == nil {
 				w.t.Fatalf("%s is served by %s behind a shut door", s.Key, mode)
 			}
 			if !slices.IsSortedFunc(s.Backends, func(a, b lb.Backend) int { return a.Addr.Compare(b.Addr) }) {
 				w.t.Fatalf("backends of %s are not sorted: %v", s.Key, s.Backends)
 			}
+		}
+	}
+	for face := range r.Door.All() {
+		if s := r.Place[face.Mode].Get(face.Key); s == nil || !s.Equal(face) {
+			w.t.Fatalf("the face of %s is not what mode %q serves", face.Key, face.Mode)
 		}
 	}
 	if len(faces) != r.Door.Len() {

@@ -19,9 +19,13 @@ func (b Backend) Usable() bool { return b.Weight > 0 && !b.Draining }
 // Service is what a proxier puts in place. It is immutable once it stands in a
 // Snapshot. Backends are sorted by address and none stands twice.
 type Service struct {
-	Key        Key        `json:"key"`
-	Scheduler  Scheduler  `json:"scheduler"`
-	Masquerade Masquerade `json:"masquerade"`
+	Key        Key            `json:"key"`
+	Mode       Mode           `json:"mode"` // the one that serves it; never empty once it is placed
+	Scheduler  Scheduler      `json:"scheduler"`
+	Flags      SchedulerFlags `json:"scheduler_flags,omitempty"`
+	Forward    Forward        `json:"forward,omitempty"`
+	Tunnel     Tunnel         `json:"tunnel,omitzero"`
+	Masquerade Masquerade     `json:"masquerade"`
 	// Affinity is how long a client address comes back to the same backend after
 	// its last new connection; in whole seconds, 0: not at all.
 	Affinity time.Duration `json:"affinity_ns,omitempty"`
@@ -33,7 +37,8 @@ type Service struct {
 
 // Equal reports whether two services are the same to a proxier.
 func (s *Service) Equal(o *Service) bool {
-	return s == o || s.Key == o.Key && s.Scheduler == o.Scheduler &&
+	return s == o || s.Key == o.Key && s.Mode == o.Mode && s.Scheduler == o.Scheduler &&
+		s.Flags == o.Flags && s.Forward == o.Forward && s.Tunnel == o.Tunnel &&
 		s.Masquerade == o.Masquerade && s.Affinity == o.Affinity &&
 		slices.Equal(s.Clients, o.Clients) && slices.Equal(s.Backends, o.Backends)
 }

@@ -52,6 +52,10 @@ func TestServiceEqualSeesEveryField(t *testing.T) {
 	changes := map[string]func(*Service){
 		"key":        func(s *Service) { s.Key.Port++ },
 		"scheduler":  func(s *Service) { s.Scheduler = RR },
+		"mode":       func(s *Service) { s.Mode = IPVS },
+		"flags":      func(s *Service) { s.Flags = FlagFallback },
+		"forward":    func(s *Service) { s.Forward = ForwardTunnel },
+		"tunnel":     func(s *Service) { s.Tunnel = Tunnel{TunnelGUE, 6080} },
 		"masquerade": func(s *Service) { s.Masquerade = MasqueradeAuto },
 		"no backend": func(s *Service) { s.Backends = nil },
 		"backend":    func(s *Service) { s.Backends = []Backend{{addrPort("10.0.0.11:81"), 1, false}} },

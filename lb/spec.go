@@ -10,21 +10,12 @@ import (
 // Mode names a proxier: the way in which a service is served.
 type Mode string
 
-// The modes. The empty Mode means the mode in force on this host.
+// The modes. The empty Mode means the mode in force on this host, in a Spec; a
+// Service that is placed has the one that serves it.
 const (
 	IPTables  Mode = "iptables"
 	IPVS      Mode = "ipvs"
 	Userspace Mode = "userspace"
-)
-
-// Scheduler names how a new connection chooses its backend, in the words of
-// ipvsadm(8).
-type Scheduler string
-
-// The schedulers that every mode knows. RR ignores weights except 0.
-const (
-	RR  Scheduler = "rr"
-	WRR Scheduler = "wrr"
 )
 
 // Masquerade says when the source address of a connection is replaced by one
@@ -48,11 +39,14 @@ type BackendSpec struct {
 // Spec is a service as a source wants it: one VIP, one port, one protocol. A
 // [[service]] with several VIPs or ports is several Specs of one Name.
 type Spec struct {
-	Key        Key        `json:"key"`
-	Name       string     `json:"name"`
-	Mode       Mode       `json:"mode,omitempty"`
-	Scheduler  Scheduler  `json:"scheduler"`
-	Masquerade Masquerade `json:"masquerade"`
+	Key        Key            `json:"key"`
+	Name       string         `json:"name"`
+	Mode       Mode           `json:"mode,omitempty"`
+	Scheduler  Scheduler      `json:"scheduler"`
+	Flags      SchedulerFlags `json:"scheduler_flags,omitempty"`
+	Forward    Forward        `json:"forward,omitempty"`
+	Tunnel     Tunnel         `json:"tunnel,omitzero"`
+	Masquerade Masquerade     `json:"masquerade"` // MasqueradeNever unless ForwardNAT
 	// Affinity is how long a client address comes back to the backend of its last
 	// new connection; in whole seconds, 0: every connection is balanced by itself.
 	Affinity time.Duration `json:"affinity_ns,omitempty"`
@@ -66,15 +60,18 @@ type Spec struct {
 // Equal reports whether two specs say the same. Both must be normalized.
 func (s *Spec) Equal(o *Spec) bool {
 	return s == o || s.Key == o.Key && s.Name == o.Name && s.Mode == o.Mode &&
-		s.Scheduler == o.Scheduler && s.Masquerade == o.Masquerade &&
+		s.Scheduler == o.Scheduler && s.Flags == o.Flags && s.Forward == o.Forward &&
+		s.Tunnel == o.Tunnel && s.Masquerade == o.Masquerade &&
 		s.Affinity == o.Affinity && slices.Equal(s.Clients, o.Clients) &&
 		s.DrainTimeout == o.DrainTimeout && slices.Equal(s.Backends, o.Backends)
 }
 
 // Normalize sorts the backends and returns the addresses that stood more than
 // once. Of those the one with the greatest weight stays, whatever the order
-// was, so that a store that shuffles its answers causes no change.
+// was, so that a store that shuffles its answers causes no change. Words that have
+// no meaning beside others are taken back, so that they make no difference.
 func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
+	s.normalizeWords()
 	slices.SortFunc(s.Backends, func(a, b BackendSpec) int {
 		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(b.Weight, a.Weight), cmp.Compare(a.State, b.State))
 	})
@@ -88,6 +85,22 @@ func (s *Spec) Normalize() (duplicates []netip.AddrPort) {
 		return true
 	})
 	return duplicates
+}
+
+// normalizeWords takes back the words without a meaning.
+func (s *Spec) normalizeWords() {
+	if !s.Scheduler.Hashes() {
+		s.Flags = 0
+	}
+	if s.Forward != ForwardNAT {
+		s.Masquerade = MasqueradeNever
+	}
+	if s.Forward != ForwardTunnel {
+		s.Tunnel = Tunnel{}
+	}
+	if s.Tunnel.Type != TunnelGUE {
+		s.Tunnel.Port = 0
+	}
 }
 
 // NormalizeClients masks and sorts ranges and leaves out those that lie inside

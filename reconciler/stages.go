@@ -44,17 +44,28 @@ func (s stages) admit(d desired.Result, mode lb.Mode, refused map[lb.Key]error, 
 func (s stages) staying(d desired.Result, mode lb.Mode) []lb.Key {
 	var keys []lb.Key
 	for is, want := range d.Place[mode].Diff(s[mode].stands()) {
-		if is == nil || want != nil && want.Equal(d.Door.Get(is.Key)) {
+		if is == nil || isFace(d, want) {
 			continue
 		}
 		for other, q := range s {
-			face := d.Place[other].Get(is.Key)
-			if other != mode && face != nil && face.Equal(d.Door.Get(is.Key)) && q.applied.Get(is.Key) == nil {
+			if other != mode && isFace(d, d.Place[other].Get(is.Key)) && q.applied.Get(is.Key) == nil {
 				keys = append(keys, is.Key)
 			}
 		}
 	}
 	return keys
+}
+
+// isFace reports whether a service, as placed in one mode, is what the outside is
+// to see. A Key can be in several modes while it moves; its face in d.Door is that
+// of the mode to which it moves, and its Mode tells which one that is. A face that
+// stages put in place of it (see faces) has the Mode of the one that still serves.
+func isFace(d desired.Result, svc *lb.Service) bool {
+	if svc == nil {
+		return false
+	}
+	face := d.Door.Get(svc.Key)
+	return face != nil && face.Mode == svc.Mode
 }
 
 // toShut returns what the door is to expect in this pass: every service as its
@@ -95,7 +106,7 @@ func (s stages) faces(d desired.Result, actual map[lb.Mode]lb.Snapshot) *lb.Edit
 	faces := d.Door.Edit()
 	for mode, snapshot := range actual {
 		for is, want := range d.Place[mode].Diff(snapshot) {
-			if want == nil || !want.Equal(d.Door.Get(want.Key)) { // another mode is its face
+			if !isFace(d, want) { // it goes, or another mode is its face
 				continue
 			}
 			for other, q := range s {

@@ -37,6 +37,9 @@ func validate(s *lb.Service) error {
 	if p := s.Key.Protocol; p != lb.TCP && p != lb.UDP && p != lb.SCTP {
 		complain("%s is not served by iptables mode; use tcp, udp or sctp", p)
 	}
+	if s.Forward != lb.ForwardNAT {
+		complain("forward %q is not served by iptables mode; use nat, or mode ipvs", s.Forward)
+	}
 	if s.Scheduler != lb.RR && s.Scheduler != lb.WRR {
 		complain("scheduler %q is not served by iptables mode; use rr or wrr", s.Scheduler)
 	}
