@@ -36,6 +36,7 @@ type Config struct {
 	Sync      Sync
 	VIP       VIP
 	Proxy     Proxy
+	IPVS      IPVS
 	Discovery Discovery
 	Defaults  Defaults
 	Services  []*lb.Spec // sorted by Key, normalized; one for each VIP and port of a [[service]]
@@ -82,12 +83,22 @@ const (
 // Auto as Proxy.Mode leaves the choice to what the host can do.
 const Auto lb.Mode = "auto"
 
+// None as Proxy.Fallback stands for no mode.
+const None lb.Mode = "none"
+
 // Proxy is about the way services are served.
 type Proxy struct {
 	Mode            lb.Mode // Auto or a mode
+	Fallback        lb.Mode // serves what mode ipvs was to serve where the kernel has no IPVS; None: vipd does not start there
+	ManageSysctls   bool    // the sysctls that a mode needs are set; false: they are looked at only
 	Mark            uint32  // one bit, used masked: packets to masquerade, and connections of ours
 	DropInvalid     bool    // packets of our flows in which conntrack finds no sense are dropped
 	IPTablesBackend IPTablesBackend
+}
+
+// IPVS is about mode ipvs.
+type IPVS struct {
+	Estimation bool // the kernel counts rates for each virtual server: net.ipv4.vs.run_estimation
 }
 
 // IPTablesBackend says which of the two programs of the name iptables is used.
@@ -113,16 +124,20 @@ type Static struct {
 // Defaults is what a [[service]] inherits. Config.Services has it filled in.
 type Defaults struct {
 	Scheduler    lb.Scheduler
-	Affinity     time.Duration // see lb.Spec
+	Flags        lb.SchedulerFlags // of Scheduler
+	Affinity     time.Duration     // see lb.Spec
 	DrainTimeout time.Duration
 	Allow        []netip.Prefix // of both families, normalized; none: everybody
-	Masquerade   lb.Masquerade
+	Forward      lb.Forward
+	Masquerade   lb.Masquerade // of services with lb.ForwardNAT
 }
 
 // Capability is what a mode can do by nature, whatever the host.
 type Capability struct {
 	Schedulers []lb.Scheduler
 	Protocols  []lb.Protocol
+	Forwards   []lb.Forward
+	Flags      bool // the flags of the schedulers
 	Affinity   bool // clients can be kept with their backend
 	Clients    bool // client ranges can be held
 }
@@ -140,7 +155,8 @@ func Default() *Config {
 		},
 		Sync:  Sync{MinSyncPeriod: time.Second, SyncPeriod: 30 * time.Second},
 		VIP:   VIP{Device: "vipd0", ARP: ARPUnmanaged},
-		Proxy: Proxy{Mode: Auto, Mark: 0x2000, DropInvalid: true, IPTablesBackend: BackendAuto},
+		Proxy: Proxy{Mode: Auto, Fallback: lb.IPTables, ManageSysctls: true, Mark: 0x2000, DropInvalid: true, IPTablesBackend: BackendAuto},
+		IPVS:  IPVS{Estimation: true},
 		Defaults: Defaults{
 			Scheduler:    lb.WRR,
 			DrainTimeout: 30 * time.Second,

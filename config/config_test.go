@@ -24,7 +24,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // modes is what the program can do in these tests.
 var modes = map[lb.Mode]Capability{
 	lb.IPTables: {
-		Schedulers: []lb.Scheduler{lb.RR, lb.WRR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}, Affinity: true, Clients: true,
+		Schedulers: []lb.Scheduler{lb.RR, lb.WRR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP},
+		Forwards: []lb.Forward{lb.ForwardNAT}, Affinity: true, Clients: true,
+	},
+	lb.IPVS: {
+		Schedulers: lb.Schedulers(), Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP},
+		Forwards: []lb.Forward{lb.ForwardNAT, lb.ForwardDR, lb.ForwardTunnel}, Flags: true, Affinity: true, Clients: true,
 	},
 }
 

@@ -70,6 +70,15 @@ func TestReferenceHasEveryKey(t *testing.T) {
 	}
 }
 
+// companions are the keys without which an example means nothing.
+var companions = map[string]string{
+	"defaults.scheduler_flags": "scheduler = \"mh\"\n",
+	"proxy.fallback":           "mode = \"ipvs\"\n",
+	"service.scheduler_flags":  "scheduler = \"mh\"\n",
+	"service.tunnel":           "forward = \"tunnel\"\n",
+	"service.tunnel_port":      "forward = \"tunnel\"\ntunnel = \"gue\"\n",
+}
+
 // TestReferenceExamplesAreValid puts each example where it belongs.
 func TestReferenceExamplesAreValid(t *testing.T) {
 	const rest = "name = \"x\"\nvip = \"192.0.2.10\"\nport = 80\nbackends = []\n"
@@ -85,14 +94,14 @@ func TestReferenceExamplesAreValid(t *testing.T) {
 					text += line
 				}
 			}
-			text += key + " = " + r.example + "\n"
+			text += companions[r.path] + key + " = " + r.example + "\n"
 		case "service.backend":
 			text = "[[service]]\n" + rest + "[[service.backend]]\n" + key + " = " + r.example + "\n"
 			if key != "address" {
 				text += "address = \"10.0.0.1\"\n"
 			}
 		default:
-			text = "[" + table + "]\n" + key + " = " + r.example + "\n"
+			text = "[" + table + "]\n" + companions[r.path] + key + " = " + r.example + "\n"
 		}
 		if r.path != "vip.allowed" {
 			text = "vip.allowed = [\"192.0.2.0/24\"]\n" + text

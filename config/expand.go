@@ -29,6 +29,7 @@ func (p *parser) finish() {
 	first := map[netip.AddrPort]node{}
 	for _, e := range p.entries {
 		p.checkFamilies(e)
+		e.checkForwardPorts()
 		p.checkRanges(e)
 		e.checkDuplicates(first)
 		if clear(first); len(e.backends)*len(e.ports) > 100 {
@@ -211,7 +212,8 @@ func (e *entry) specs() []*lb.Spec {
 		for _, port := range e.ports {
 			s := &lb.Spec{
 				Key:  lb.Key{Addr: vip.v, Port: port.v, Protocol: e.protocol},
-				Name: e.name, Mode: e.mode, Scheduler: e.scheduler, Masquerade: e.masquerade,
+				Name: e.name, Mode: e.mode, Scheduler: e.scheduler, Flags: e.flags,
+				Forward: e.forward, Tunnel: e.tunnel, Masquerade: e.masquerade,
 				Affinity: e.affinity, Clients: e.clients.allowed(vip.v), DrainTimeout: e.drain,
 			}
 			if backends, done := shared[vip.v.Is4()]; done {

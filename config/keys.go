@@ -57,14 +57,19 @@ func (p *parser) settings() []key {
 		bound("vip.allowed", func(c *Config) *[]netip.Prefix { return &c.VIP.Allowed }, readPrefixes, showPrefixes),
 		restart(bound("vip.arp", func(c *Config) *ARP { return &c.VIP.ARP }, oneOf(ARPUnmanaged, ARPIgnore), showText[ARP])),
 		restart(bound("proxy.mode", func(c *Config) *lb.Mode { return &c.Proxy.Mode }, p.readProxyMode, showText[lb.Mode])),
+		restart(bound("proxy.fallback", func(c *Config) *lb.Mode { return &c.Proxy.Fallback }, oneOf(lb.IPTables, None), showText[lb.Mode])),
+		restart(bound("proxy.manage_sysctls", func(c *Config) *bool { return &c.Proxy.ManageSysctls }, node.boolean, strconv.FormatBool)),
 		restart(bound("proxy.mark", func(c *Config) *uint32 { return &c.Proxy.Mark }, readMark, showMark)),
 		restart(bound("proxy.drop_invalid", func(c *Config) *bool { return &c.Proxy.DropInvalid }, node.boolean, strconv.FormatBool)),
 		restart(bound("proxy.iptables_backend", func(c *Config) *IPTablesBackend { return &c.Proxy.IPTablesBackend }, oneOf(BackendAuto, BackendNFT, BackendLegacy), showText[IPTablesBackend])),
+		restart(bound("ipvs.estimation", func(c *Config) *bool { return &c.IPVS.Estimation }, node.boolean, strconv.FormatBool)),
 		bound("discovery.static.allow_empty", func(c *Config) *bool { return &c.Discovery.Static.AllowEmpty }, node.boolean, strconv.FormatBool),
 		bound("defaults.scheduler", func(c *Config) *lb.Scheduler { return &c.Defaults.Scheduler }, p.readScheduler, showText[lb.Scheduler]),
+		{path: "defaults.scheduler_flags", read: readDefaultFlags, show: func(c *Config) string { return showFlags(c.Defaults.Scheduler, c.Defaults.Flags) }},
 		bound("defaults.affinity_timeout", func(c *Config) *time.Duration { return &c.Defaults.Affinity }, readAffinity, showDuration),
 		bound("defaults.drain_timeout", func(c *Config) *time.Duration { return &c.Defaults.DrainTimeout }, readDrainTimeout, showDuration),
 		bound("defaults.allow", func(c *Config) *[]netip.Prefix { return &c.Defaults.Allow }, readDefaultRanges, showPrefixes),
+		bound("defaults.forward", func(c *Config) *lb.Forward { return &c.Defaults.Forward }, readForward, showForward),
 		bound("defaults.masquerade", func(c *Config) *lb.Masquerade { return &c.Defaults.Masquerade }, readMasquerade, showText[lb.Masquerade]),
 	}
 }
@@ -72,15 +77,15 @@ func (p *parser) settings() []key {
 // serviceKeys are the keys of the lists, which service.go reads. All are live.
 var serviceKeys = []string{
 	"service.name", "service.vip", "service.vips", "service.port", "service.ports", "service.protocol",
-	"service.scheduler", "service.mode", "service.affinity_timeout", "service.drain_timeout", "service.allow",
-	"service.masquerade", "service.backends",
+	"service.scheduler", "service.scheduler_flags", "service.mode", "service.affinity_timeout", "service.drain_timeout",
+	"service.allow", "service.forward", "service.tunnel", "service.tunnel_port", "service.masquerade", "service.backends",
 	"service.backend.address", "service.backend.port", "service.backend.weight", "service.backend.state",
 }
 
 // laterKeys are words that later versions will know.
 var laterKeys = []string{
-	"daemon.metrics_listen", "sync.max_removal", "sync.removal_hold", "proxy.fallback", "discovery.order",
-	"discovery.etcd", "discovery.consul", "defaults.health_check", "defaults.forward", "service.forward", "service.health_check",
+	"daemon.metrics_listen", "sync.max_removal", "sync.removal_hold", "discovery.order",
+	"discovery.etcd", "discovery.consul", "defaults.health_check", "service.health_check",
 }
 
 // RestartKeys returns the keys that differ and cannot change while vipd runs.
@@ -198,6 +203,8 @@ func (p *parser) readProxyMode(n node) (lb.Mode, bool) {
 func showText[T ~string](s T) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(string(s)) + `"`
 }
+
+func showForward(f lb.Forward) string { return showText(f.String()) }
 
 func showLevel(l slog.Level) string { return showText(strings.ToLower(l.String())) }
 

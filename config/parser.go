@@ -86,15 +86,26 @@ func (p *parser) globals(root node) {
 		n.fail("sync_period %s is shorter than min_sync_period %s; make it at least as long",
 			FormatDuration(c.Sync.SyncPeriod), FormatDuration(c.Sync.MinSyncPeriod))
 	}
-	p.inherited = newClients(c.Defaults.Allow)
-	if n, found := root.lookup("defaults.scheduler"); found {
-		p.inheritable = p.checkScheduler(n, "", c.Defaults.Scheduler)
+	if n, found := root.lookup("proxy.fallback"); found && c.Proxy.Mode == Auto && c.Proxy.Fallback == None {
+		n.fail(`fallback "none" contradicts mode auto, which takes what the host can do; write mode = "ipvs" or remove it`)
 	}
-	if n, found := root.lookup("defaults.affinity_timeout"); found {
-		p.inheritable = p.checkAffinity(n, "", c.Defaults.Affinity) && p.inheritable
-	}
-	if n, found := root.lookup("defaults.allow"); found {
-		p.inheritable = p.checkClients(n, "", p.inherited.some) && p.inheritable
+	p.checkDefaults(root)
+}
+
+// checkDefaults reports what the mode in force cannot do of [defaults].
+func (p *parser) checkDefaults(root node) {
+	d := p.config.Defaults
+	p.inherited = newClients(d.Allow)
+	for key, able := range map[string]func(node) bool{
+		"scheduler":        func(n node) bool { return p.checkScheduler(n, "", d.Scheduler) },
+		"scheduler_flags":  func(n node) bool { return p.checkFlags(n, "", d.Flags) },
+		"affinity_timeout": func(n node) bool { return p.checkAffinity(n, "", d.Affinity) },
+		"allow":            func(n node) bool { return p.checkClients(n, "", p.inherited.some) },
+		"forward":          func(n node) bool { return p.checkForward(n, "", d.Forward) },
+	} {
+		if n, found := root.lookup("defaults." + key); found && !able(n) {
+			p.inheritable = false
+		}
 	}
 }
 
@@ -210,19 +221,21 @@ func (p *parser) mode(n node, name string, words []string) (lb.Mode, bool) {
 	return lb.Mode(s), ok
 }
 
-// checkScheduler reports a scheduler that no mode in question knows.
-func (p *parser) checkScheduler(n node, m lb.Mode, s lb.Scheduler) bool {
+// checkWord reports a word that no mode in question knows.
+func (p *parser) checkWord(n node, m lb.Mode, what, word string, known func(Capability) []string) bool {
 	modes := p.modesFor(m)
 	var can []string
 	for _, name := range modes {
-		for _, known := range p.modes[lb.Mode(name)].Schedulers {
-			can = append(can, string(known))
+		for _, w := range known(p.modes[lb.Mode(name)]) {
+			if !slices.Contains(can, w) {
+				can = append(can, w)
+			}
 		}
 	}
-	if len(modes) == 0 || slices.Contains(can, string(s)) {
+	if len(modes) == 0 || slices.Contains(can, word) {
 		return true
 	}
-	n.fail("mode %s cannot do scheduler %s; it knows %s", strings.Join(modes, " or "), s, strings.Join(can, ", "))
+	n.fail("mode %s cannot do %s %s; it knows %s", strings.Join(modes, " or "), what, word, strings.Join(can, ", "))
 	return false
 }
 
@@ -247,16 +260,13 @@ func (p *parser) checkFeature(n node, m lb.Mode, what string, able func(Capabili
 
 // checkProtocol reports a protocol that no mode in question knows.
 func (p *parser) checkProtocol(n node, m lb.Mode, proto lb.Protocol) {
-	modes := p.modesFor(m)
-	var can []string
-	for _, name := range modes {
-		for _, known := range p.modes[lb.Mode(name)].Protocols {
-			can = append(can, known.String())
+	p.checkWord(n, m, "protocol", proto.String(), func(c Capability) []string {
+		words := make([]string, len(c.Protocols))
+		for i, can := range c.Protocols {
+			words[i] = can.String()
 		}
-	}
-	if len(modes) > 0 && !slices.Contains(can, proto.String()) {
-		n.fail("mode %s cannot do protocol %s; it knows %s", strings.Join(modes, " or "), proto, strings.Join(can, ", "))
-	}
+		return words
+	})
 }
 
 // inAllowed says whether a VIP is inside vip.allowed. If that could not be read

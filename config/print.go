@@ -59,8 +59,19 @@ func writeService(b *strings.Builder, specs []*lb.Spec) {
 	if s.Mode != "" {
 		fmt.Fprintf(b, "mode = %s\n", showText(s.Mode))
 	}
-	fmt.Fprintf(b, "scheduler = %s\naffinity_timeout = %s\ndrain_timeout = %s\nallow = %s\nmasquerade = %s\n",
-		showText(s.Scheduler), showDuration(s.Affinity), showDuration(s.DrainTimeout), showPrefixes(clientsOf(specs)), showText(s.Masquerade))
+	fmt.Fprintf(b, "scheduler = %s\n", showText(s.Scheduler))
+	if s.Scheduler.Hashes() {
+		fmt.Fprintf(b, "scheduler_flags = %s\n", showFlags(s.Scheduler, s.Flags))
+	}
+	fmt.Fprintf(b, "affinity_timeout = %s\ndrain_timeout = %s\nallow = %s\nforward = %s\n",
+		showDuration(s.Affinity), showDuration(s.DrainTimeout), showPrefixes(clientsOf(specs)), showForward(s.Forward))
+	if s.Forward == lb.ForwardTunnel {
+		fmt.Fprintf(b, "tunnel = %s\n", showText(s.Tunnel.Type.String()))
+	}
+	if s.Tunnel.Type == lb.TunnelGUE {
+		fmt.Fprintf(b, "tunnel_port = %d\n", s.Tunnel.Port)
+	}
+	fmt.Fprintf(b, "masquerade = %s\n", showText(s.Masquerade))
 	writeBackends(b, backendsOf(specs, len(ports) > 1))
 }
 

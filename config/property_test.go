@@ -33,7 +33,11 @@ func randomFile(r *rand.Rand) string {
 	line("[proxy]")
 	maybe("mark = %v", "1", "0x80000000", `"0x40"`, `"65536"`)
 	maybe("drop_invalid = %v", true, false)
+	maybe("fallback = %q", "iptables")
+	maybe("manage_sysctls = %v", true, false)
 	maybe("iptables_backend = %q", "auto", "nft", "legacy")
+	line("[ipvs]")
+	maybe("estimation = %v", true, false)
 	line("[discovery.static]")
 	maybe("allow_empty = %v", true, false)
 	line("[defaults]")
@@ -49,13 +53,22 @@ func randomFile(r *rand.Rand) string {
 		maybe("protocol = %q", "tcp", "udp", "sctp")
 		maybe("affinity_timeout = %q", "0s", "1s", "61s")
 		randomRanges(r, line, v4, v6)
-		maybe("mode = %q", "iptables")
-		maybe("scheduler = %q", "rr", "weighted-round-robin")
+		randomWords(r, line)
 		maybe("drain_timeout = %q", duration...)
 		maybe("masquerade = %q", "always", "never", "auto")
 		randomBackends(r, line, v4, v6)
 	}
 	return b.String()
+}
+
+// randomWords writes what only some modes can do.
+func randomWords(r *rand.Rand, line func(string, ...any)) {
+	line("%s", [...]string{
+		"", "mode = \"iptables\"", "mode = \"ipvs\"",
+		"mode = \"iptables\"\nscheduler = \"rr\"", "scheduler = \"weighted-round-robin\"",
+		"scheduler = \"least-connection\"", "scheduler = \"mh\"", "scheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]",
+		"mode = \"ipvs\"\nscheduler = \"sh\"\nscheduler_flags = [\"sh-port\", \"sh-fallback\"]",
+	}[r.IntN(9)])
 }
 
 func randomVIPs(r *rand.Rand, line func(string, ...any), i int) (v4, v6 bool) {

@@ -18,10 +18,13 @@ type entry struct {
 	protocol   lb.Protocol
 	mode       lb.Mode
 	scheduler  lb.Scheduler
+	flags      lb.SchedulerFlags
 	affinity   time.Duration
 	drain      time.Duration
 	ranges     []placed[netip.Prefix] // what "allow" of the service itself says
 	clients    clients                // what holds, by it or by [defaults]
+	forward    lb.Forward
+	tunnel     lb.Tunnel
 	masquerade lb.Masquerade
 	backends   []placed[backend]
 	whole      bool // every VIP, range and backend could be read
@@ -42,7 +45,7 @@ func (p *parser) service(n node) *entry {
 	d := p.config.Defaults
 	e := &entry{
 		at: n, protocol: lb.TCP, scheduler: d.Scheduler, affinity: d.Affinity, drain: d.DrainTimeout,
-		clients: p.inherited, masquerade: d.Masquerade, whole: true,
+		clients: p.inherited, whole: true,
 	}
 	if _, found := n.field("name"); !found {
 		n.failKey(`the service has no name; add one like name = "web"`)
@@ -55,11 +58,14 @@ func (p *parser) service(n node) *entry {
 		f, _ := n.field("protocol")
 		p.checkProtocol(f, e.mode, e.protocol)
 	}
-	optional(n, "scheduler", p.readScheduler, &e.scheduler)
+	if _, own := n.field("scheduler"); optional(n, "scheduler", p.readScheduler, &e.scheduler) || !own {
+		p.flags(e) // else nobody knows of what
+	}
 	optional(n, "affinity_timeout", readAffinity, &e.affinity)
 	optional(n, "drain_timeout", readDrainTimeout, &e.drain)
 	p.allow(e)
-	optional(n, "masquerade", readMasquerade, &e.masquerade)
+	p.forward(e)
+	p.masquerade(e)
 	p.checkAble(e)
 	p.backends(e)
 	return e
@@ -85,8 +91,10 @@ func (p *parser) checkAble(e *entry) {
 		check func(node)
 	}{
 		{"scheduler", func(n node) { p.checkScheduler(n, e.mode, e.scheduler) }},
+		{"scheduler_flags", func(n node) { p.checkFlags(n, e.mode, e.flags) }},
 		{"affinity_timeout", func(n node) { p.checkAffinity(n, e.mode, e.affinity) }},
 		{"allow", func(n node) { p.checkClients(n, e.mode, e.clients.some) }},
+		{"forward", func(n node) { p.checkForward(n, e.mode, e.forward) }},
 	}
 	for _, c := range checks {
 		if at, own := e.at.field(c.key); own {
@@ -179,51 +187,6 @@ func (p *parser) readMode(n node) (lb.Mode, bool) {
 		return "", false
 	}
 	return p.mode(n, s, p.modeNames)
-}
-
-// schedulerNames has the long name of each scheduler of the kernel: ipvsadm(8).
-var schedulerNames = []struct {
-	name lb.Scheduler
-	long string
-}{
-	{lb.RR, "round-robin"},
-	{lb.WRR, "weighted-round-robin"},
-	{"lc", "least-connection"},
-	{"wlc", "weighted-least-connection"},
-	{"lblc", "locality-based-least-connection"},
-	{"lblcr", "locality-based-least-connection-with-replication"},
-	{"dh", "destination-hashing"},
-	{"sh", "source-hashing"},
-	{"sed", "shortest-expected-delay"},
-	{"nq", "never-queue"},
-	{"fo", "weighted-failover"},
-	{"ovf", "weighted-overflow"},
-	{"mh", "maglev-hashing"},
-	{"twos", "twos-choice"},
-}
-
-// readScheduler takes the short and the long name. Whether a mode has it is for
-// checkScheduler to say.
-func (p *parser) readScheduler(n node) (lb.Scheduler, bool) {
-	s, ok := n.text()
-	if !ok {
-		return "", false
-	}
-	var available []string
-	for _, known := range schedulerNames {
-		if s == string(known.name) || s == known.long {
-			return known.name, true
-		}
-		for _, mode := range p.modeNames {
-			for _, can := range p.modes[lb.Mode(mode)].Schedulers {
-				if can == known.name {
-					available = append(available, string(known.name), known.long)
-				}
-			}
-		}
-	}
-	n.fail("%s is not a scheduler; %s", quote(s), suggest(s, available))
-	return "", false
 }
 
 // title shows a service in a message.

@@ -63,7 +63,7 @@ type TunnelType uint8
 // The types of tunnels.
 const (
 	TunnelIPIP TunnelType = iota // IP in IP (RFC 2003), IPv6 in IPv6 (RFC 2473)
-	TunnelGUE                    // Generic UDP Encapsulation; kernel 5.3 and later
+	TunnelGUE                    // Generic UDP Encapsulation, with its variant 0 header
 )
 
 // ParseTunnelType reads the name of a type of tunnel.

@@ -31,8 +31,6 @@ const (
 
 // longNames has the long name of each scheduler, in the words of ipvsadm(8), and
 // the order in which they are listed.
-//
-//nolint:gochecknoglobals // a table that never changes
 var longNames = [...]struct {
 	scheduler Scheduler
 	long      string
@@ -99,8 +97,6 @@ const (
 )
 
 // flagNames are the words of the flags, each at the place of its bit.
-//
-//nolint:gochecknoglobals // a table that never changes
 var flagNames = [...]string{"fallback", "port"}
 
 // Words returns the names of the flags that are set, in their order, each with
