@@ -12,17 +12,21 @@ import (
 
 // Service describes what was decided of one service in one mode.
 type Service struct {
-	Key        lb.Key         `json:"vip"`
-	Name       string         `json:"name"`
-	Source     string         `json:"source"`
-	Mode       lb.Mode        `json:"mode"`
-	Scheduler  lb.Scheduler   `json:"scheduler"`
-	Masquerade lb.Masquerade  `json:"masquerade"`
-	Affinity   time.Duration  `json:"affinity_ns"` // 0: none
-	Clients    []netip.Prefix `json:"clients"`     // empty: everybody
-	Leaving    bool           `json:"leaving"`     // no source wants it (in this mode) any more
-	Moving     bool           `json:"moving"`      // another mode serves it from now on
-	Backends   []Backend      `json:"backends"`
+	Key        lb.Key            `json:"vip"`
+	Name       string            `json:"name"`
+	Source     string            `json:"source"`
+	Mode       lb.Mode           `json:"mode"`
+	Scheduler  lb.Scheduler      `json:"scheduler"`
+	Flags      lb.SchedulerFlags `json:"scheduler_flags,omitempty"`
+	Forward    lb.Forward        `json:"forward"`
+	Tunnel     lb.Tunnel         `json:"tunnel,omitzero"` // zero unless Forward is ForwardTunnel
+	Masquerade lb.Masquerade     `json:"masquerade"`
+	Affinity   time.Duration     `json:"affinity_ns"`    // 0: none
+	Clients    []netip.Prefix    `json:"clients"`        // empty: everybody
+	Leaving    bool              `json:"leaving"`        // no source wants it (in this mode) any more
+	Moving     bool              `json:"moving"`         // another mode serves it from now on
+	Note       string            `json:"note,omitempty"` // what it lacks of what its source asks for
+	Backends   []Backend         `json:"backends"`
 }
 
 // Usable reports whether some backend may get new connections.
@@ -49,7 +53,7 @@ func (m *Memo) Services(now time.Time) iter.Seq[Service] {
 		for _, k := range slices.SortedFunc(maps.Keys(m.entries), lb.Key.Compare) {
 			e := m.entries[k]
 			for _, s := range e.served {
-				if !yield(e.describe(s, now)) {
+				if !yield(e.describe(s, m.facts.Mode, now)) {
 					return
 				}
 			}
@@ -57,10 +61,12 @@ func (m *Memo) Services(now time.Time) iter.Seq[Service] {
 	}
 }
 
-func (e *entry) describe(p placedIn, now time.Time) Service {
+func (e *entry) describe(p placedIn, inForce lb.Mode, now time.Time) Service {
+	svc := p.Service
 	s := Service{
-		Key: p.Service.Key, Name: e.name, Source: e.owner, Mode: p.mode, Scheduler: p.Service.Scheduler,
-		Masquerade: p.Service.Masquerade, Affinity: p.Service.Affinity, Clients: p.Service.Clients, Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: make([]Backend, 0, len(p.Service.Backends)),
+		Key: svc.Key, Name: e.name, Source: e.owner, Mode: p.mode, Scheduler: svc.Scheduler, Flags: svc.Flags,
+		Forward: svc.Forward, Tunnel: svc.Tunnel, Masquerade: svc.Masquerade, Affinity: svc.Affinity, Clients: svc.Clients,
+		Leaving: p.Leaving, Moving: p.Leaving && e.spec != nil, Backends: make([]Backend, 0, len(svc.Backends)),
 	}
 	if s.Clients == nil {
 		s.Clients = []netip.Prefix{}
@@ -73,6 +79,7 @@ func (e *entry) describe(p placedIn, now time.Time) Service {
 		s.Backends = append(s.Backends, d)
 	}
 	if e.spec != nil && !p.Leaving {
+		s.Note = degraded(svc, e.spec, inForce)
 		for _, b := range e.spec.Backends {
 			if _, served := p.Service.Backend(b.Addr); !served && b.State == lb.Draining {
 				s.Backends = append(s.Backends, Backend{Addr: b.Addr, State: "drained"})

@@ -23,14 +23,15 @@ import (
 	"vipd/lb"
 )
 
-// Facts is all that a decision rests on. Slices must not change afterwards; one
-// that is the same slice as in the last call is not read again.
+// Facts is all that a decision rests on. Slices and maps must not change afterwards;
+// a slice that is the same as in the last call is not read again.
 type Facts struct {
 	Now     time.Time
-	Sources []Source       // in the order of precedence
-	Mode    lb.Mode        // serves the services that name none
-	Modes   []lb.Mode      // those that can serve at all
-	Allowed []netip.Prefix // where VIPs may lie
+	Sources []Source            // in the order of precedence
+	Mode    lb.Mode             // is to serve the services that name none
+	Modes   map[lb.Mode]Ability // those that can serve on this host
+	Lacks   map[lb.Mode]Lack    // those that this host cannot have, though the program can
+	Allowed []netip.Prefix      // where VIPs may lie
 }
 
 func (f Facts) source(name string) Source {

@@ -55,7 +55,7 @@ func drains(p lb.Protocol) bool { return p == lb.TCP }
 func serve(before *placed, c choice, now time.Time) *placed {
 	spec := c.spec
 	p := &placed{Service: &lb.Service{
-		Key: spec.Key, Mode: c.mode, Scheduler: spec.Scheduler, Flags: spec.Flags, Forward: spec.Forward, Tunnel: spec.Tunnel,
+		Key: spec.Key, Mode: c.mode, Scheduler: c.scheduler, Flags: c.flags, Forward: spec.Forward, Tunnel: spec.Tunnel,
 		Masquerade: spec.Masquerade, Affinity: spec.Affinity, Clients: spec.Clients,
 	}}
 	backends := make([]lb.Backend, 0, len(spec.Backends))

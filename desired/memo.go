@@ -142,7 +142,7 @@ func (m *Memo) Clone() *Memo {
 // Still returns a Memo for Len, Services and Problems that m's Computes leave as it
 // is. It costs less than Clone.
 func (m *Memo) Still() *Memo {
-	return &Memo{entries: maps.Clone(m.entries), problems: maps.Clone(m.problems)}
+	return &Memo{entries: maps.Clone(m.entries), problems: maps.Clone(m.problems), facts: Facts{Mode: m.facts.Mode}}
 }
 
 // remember replaces the entry of k; nil forgets the Key.
@@ -211,7 +211,8 @@ func (m *Memo) setProblems(k lb.Key, p []Problem) {
 func (m *Memo) touched(f Facts) []lb.Key {
 	keys := map[lb.Key]bool{}
 	old := m.facts
-	if old.Mode != f.Mode || !slices.Equal(old.Modes, f.Modes) || !slices.Equal(old.Allowed, f.Allowed) ||
+	if old.Mode != f.Mode || !maps.EqualFunc(old.Modes, f.Modes, Ability.equal) || !maps.Equal(old.Lacks, f.Lacks) ||
+		!slices.Equal(old.Allowed, f.Allowed) ||
 		!slices.EqualFunc(old.Sources, f.Sources, func(a, b Source) bool { return a.Name == b.Name }) {
 		m.touchAll(f, keys)
 	} else {

@@ -13,8 +13,12 @@ import (
 type choice struct {
 	owner string // the source that has the Key; empty: none states it
 	spec  *lb.Spec
-	mode  lb.Mode
 	due   time.Time // when a held owner yields
+
+	// What is made of the spec on this host, see assign.
+	mode      lb.Mode
+	scheduler lb.Scheduler
+	flags     lb.SchedulerFlags
 }
 
 // merge chooses for each key which source has it, and notes who lost and why.
@@ -44,11 +48,11 @@ func choose(f Facts, k lb.Key, remembered string, out []Problem) (choice, []Prob
 		if spec == nil || slices.ContainsFunc(out, func(p Problem) bool { return p.Source == s.Name }) {
 			continue
 		}
-		c := choice{owner: s.Name, spec: spec, mode: spec.Mode}
-		if c.mode == "" {
-			c.mode = f.Mode
+		c, reason := assign(f, choice{owner: s.Name, spec: spec})
+		if outside := refuse(f, spec); outside != "" {
+			reason = outside
 		}
-		if reason := refuse(f, c); reason != "" {
+		if reason != "" {
 			problems = append(problems, Problem{s.Name, spec.Name, reason})
 			continue
 		}
@@ -87,14 +91,11 @@ func beats(c, best choice, live bool, remembered string, now time.Time) bool {
 	return live && !best.due.IsZero() // both new: what is only held loses
 }
 
-// refuse says why an entry cannot be served, or nothing.
-func refuse(f Facts, c choice) string {
-	inside := func(p netip.Prefix) bool { return p.Contains(c.spec.Key.Addr) }
+// refuse says why an entry may not be served, or nothing.
+func refuse(f Facts, spec *lb.Spec) string {
+	inside := func(p netip.Prefix) bool { return p.Contains(spec.Key.Addr) }
 	if !slices.ContainsFunc(f.Allowed, inside) {
-		return fmt.Sprintf("VIP %s is outside [vip] allowed; add its prefix there or change the entry", c.spec.Key.Addr)
-	}
-	if !slices.Contains(f.Modes, c.mode) {
-		return fmt.Sprintf("mode %s is not available on this host", c.mode)
+		return fmt.Sprintf("VIP %s is outside [vip] allowed; add its prefix there or change the entry", spec.Key.Addr)
 	}
 	return ""
 }

@@ -208,7 +208,7 @@ func TestB71_WhatIsInPlaceStaysWhenAVIPComesThatIsItsBackend(t *testing.T) {
 	check("the old service changes", "1:80 a*2 192.0.2.7:8080*1")
 	w.restart(time.Second)
 	check("after a restart", "1:80 a*2 192.0.2.7:8080*1")
-	w.facts.Modes = []lb.Mode{ipt}
+	w.facts.Modes = map[lb.Mode]Ability{ipt: {}}
 	check("when all is decided again", "1:80 a*2 192.0.2.7:8080*1")
 	both := svc("1:80 a*2 192.0.2.7*1 192.0.2.8*1")
 	w.states("etcd", both, newcomer, svc("8:80 b*1")).now()

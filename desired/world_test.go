@@ -32,7 +32,7 @@ func newWorld(t *testing.T, sources ...string) *world {
 	w := &world{
 		t: t, memo: NewMemo(), record: map[lb.Key][]byte{}, claims: map[string]map[lb.Key]*lb.Spec{},
 		facts: Facts{
-			Now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Mode: ipt, Modes: []lb.Mode{ipt, ipvs},
+			Now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Mode: ipt, Modes: bothModes(),
 			Allowed: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("2001:db8::/32")},
 		},
 	}
@@ -41,6 +41,11 @@ func newWorld(t *testing.T, sources ...string) *world {
 		w.claims[name] = map[lb.Key]*lb.Spec{}
 	}
 	return w
+}
+
+// bothModes is what modes can do on a host that lacks nothing.
+func bothModes() map[lb.Mode]Ability {
+	return map[lb.Mode]Ability{ipt: {}, ipvs: {Schedulers: lb.Schedulers(), Forwards: []lb.Forward{lb.ForwardDR, lb.ForwardTunnel}}}
 }
 
 // states sets what a source states.

@@ -88,7 +88,7 @@ func (r *Reconciler) guard(what string, f func()) (err error) {
 
 // facts are what a decision on this view rests on.
 func (r *Reconciler) facts(view *discovery.View, s Settings, now time.Time) desired.Facts {
-	f := desired.Facts{Now: now, Mode: s.Mode, Allowed: s.Allowed, Modes: slices.Sorted(maps.Keys(r.proxiers))}
+	f := desired.Facts{Now: now, Mode: s.Mode, Allowed: s.Allowed, Modes: r.modes, Lacks: r.lacks}
 	for _, v := range view.Sources {
 		source := desired.Source{Name: v.Name, Services: v.Services, Yields: map[lb.Key]time.Time{}}
 		for k, h := range v.Held {

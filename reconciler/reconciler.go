@@ -49,7 +49,7 @@ type Settings struct {
 	MinSyncPeriod  time.Duration // least time from the end of a pass to the next
 	SyncPeriod     time.Duration // how often all of the kernel is compared
 	StartupTimeout time.Duration // how long the first pass waits for the sources
-	Mode           lb.Mode       // serves the services that name none
+	Mode           lb.Mode       // is to serve the services that name none
 	Allowed        []netip.Prefix
 }
 
@@ -61,6 +61,8 @@ type Options struct {
 	Restored bool          // some source has an accepted set of the last run
 	Door     Door
 	Proxiers map[lb.Mode]proxier.Proxier
+	Modes    map[lb.Mode]desired.Ability // of the Proxiers, where it is more than every mode has
+	Lacks    map[lb.Mode]desired.Lack    // modes that this host cannot have, see desired.Facts
 	Recorder Recorder
 	Log      *slog.Logger
 }
@@ -72,6 +74,8 @@ type Reconciler struct {
 	views    *latest.Cell[*discovery.View]
 	door     Door
 	proxiers map[lb.Mode]proxier.Proxier
+	modes    map[lb.Mode]desired.Ability // has each of the proxiers
+	lacks    map[lb.Mode]desired.Lack
 	recorder Recorder
 	restored bool
 	log      *slog.Logger
@@ -114,10 +118,12 @@ type waiter struct {
 func New(o Options) *Reconciler {
 	r := &Reconciler{
 		views: o.Views, door: o.Door, proxiers: o.Proxiers, recorder: o.Recorder, restored: o.Restored, log: o.Log,
+		modes: map[lb.Mode]desired.Ability{}, lacks: o.Lacks,
 		started: time.Now(), kick: latest.New(request{}), errands: make(chan func(context.Context)), ended: make(chan struct{}),
 		settings: o.Settings, memo: o.Memo, stages: stages{doorStage: {}}, view: o.Views.Get(),
 	}
 	for mode := range o.Proxiers {
+		r.modes[mode] = o.Modes[mode]
 		r.stages[mode] = &quarantine{former: o.Memo.Standing(mode)}
 	}
 	r.tune()

@@ -74,7 +74,7 @@ func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.L
 	})
 	d.reconciler = reconciler.New(reconciler.Options{
 		Settings: settings(cfg), Views: d.hub.View(), Memo: past.memo, Restored: len(past.accepted[static.Name]) > 0,
-		Door: d.host.door, Proxiers: d.host.proxiers, Recorder: recorder{store}, Log: log,
+		Door: d.host.door, Proxiers: d.host.proxiers, Modes: abilities(), Recorder: recorder{store}, Log: log,
 	})
 	return d, nil
 }

@@ -74,9 +74,16 @@ func explain(w io.Writer, e explanation) error {
 		if s.Error != "" {
 			say("  %s; what is said here is what was decided, its last applied version stands", s.Error)
 		}
+		if s.Note != "" {
+			say("  %s", s.Note)
+		}
 		say("  clients: %s", explainClients(s.Clients))
 		say("  choice: %s", explainChoice(s))
-		say("  source address: %s", explainMasquerade[s.Masquerade])
+		if s.Forward == lb.ForwardNAT {
+			say("  source address: %s", explainMasquerade[s.Masquerade])
+		} else {
+			say("  forwarding: %s", explainForward(s))
+		}
 		if !s.Usable() {
 			say("  no backend may get a new connection: it is refused")
 		}
@@ -103,17 +110,36 @@ func explainClients(ranges []netip.Prefix) string {
 }
 
 func explainChoice(s reconciler.ServiceStatus) string {
-	choice := "scheduler " + string(s.Scheduler)
-	switch s.Scheduler {
-	case lb.WRR:
-		choice = "at random, by weight (wrr)"
-	case lb.RR:
-		choice = "in turn (rr)"
+	choice := fmt.Sprintf("%s (%s", s.Scheduler.LongName(), s.Scheduler)
+	switch {
+	case s.Scheduler == lb.RR:
+		choice = "in turn (rr"
+	case s.Scheduler == lb.WRR && s.Mode == lb.IPTables:
+		choice = "at random, by weight (wrr"
+	case s.Scheduler == lb.WRR:
+		choice = "by weight (wrr"
 	}
+	for _, flag := range s.Flags.Words(string(s.Scheduler) + "-") {
+		choice += ", " + flag
+	}
+	choice += ")"
 	if s.Affinity > 0 {
 		choice += "; a client comes back to the backend of its last connection for " + config.FormatDuration(s.Affinity)
 	}
 	return choice
+}
+
+// explainForward tells how a packet gets to a backend that has the VIP itself.
+func explainForward(s reconciler.ServiceStatus) string {
+	how := "over the link that this host shares with the backend (dr)"
+	if s.Forward == lb.ForwardTunnel {
+		how = "inside another one (tunnel, " + s.Tunnel.Type.String()
+		if s.Tunnel.Port != 0 {
+			how += fmt.Sprintf(" to UDP port %d", s.Tunnel.Port)
+		}
+		how += ")"
+	}
+	return "each packet as it came, " + how + "; backends have the VIP and answer the client themselves"
 }
 
 //nolint:gochecknoglobals // a table that never changes

@@ -51,7 +51,7 @@ func TestStateKeepsAffinityAndRanges(t *testing.T) {
 	}
 	memo := desired.NewMemo()
 	r := desired.Compute(memo, desired.Facts{
-		Now: now, Mode: lb.IPTables, Modes: []lb.Mode{lb.IPTables}, Allowed: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		Now: now, Mode: lb.IPTables, Modes: map[lb.Mode]desired.Ability{lb.IPTables: {}}, Allowed: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
 		Sources: []desired.Source{{Name: "static", Services: []*lb.Spec{spec}}},
 	})
 	dir := t.TempDir()

@@ -97,7 +97,7 @@ func planAlone(ctx context.Context, cfg *config.Config, warn func(string, error)
 	views := hub.View()
 	views.Set(views.Get().With(static.Name, staticSet(cfg, ""), staticPolicy(cfg), time.Now()))
 	planned, err := reconciler.PlanOnce(ctx, reconciler.Options{
-		Settings: settings(cfg), Views: views, Memo: past.memo, Door: host.door, Proxiers: host.proxiers, Log: log,
+		Settings: settings(cfg), Views: views, Memo: past.memo, Door: host.door, Proxiers: host.proxiers, Modes: abilities(), Log: log,
 	})
 	return admin.NewPlan(planned), err
 }

@@ -212,6 +212,9 @@ func printTrouble(w io.Writer, s reconciler.Status) {
 		if svc.Error != "" {
 			_, _ = fmt.Fprintf(w, "quarantined: %s %s: %s\n", svc.Name, svc.Key, svc.Error)
 		}
+		if svc.Note != "" {
+			_, _ = fmt.Fprintf(w, "degraded: %s %s: %s\n", svc.Name, svc.Key, svc.Note)
+		}
 	}
 	for _, p := range s.Problems {
 		_, _ = fmt.Fprintf(w, "not served: %s %s of source %s: %s\n", p.Name, p.Key, p.Source, p.Reason)

@@ -53,6 +53,46 @@ other of source static claims 192.0.2.11:80/sctp and is not served: it came late
 	}
 }
 
+// Of a service in mode ipvs it is told how packets get to the backends, and of one
+// for which another mode stands in, what it lacks.
+func TestB67_ExplainAndStatusTellOfModes(t *testing.T) {
+	backends := []desired.Backend{{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Weight: 1, State: "active"}}
+	for _, tt := range []struct {
+		svc  desired.Service
+		want []string
+	}{
+		{desired.Service{Mode: lb.IPVS, Scheduler: lb.MH, Flags: lb.FlagPort, Masquerade: lb.MasqueradeAlways},
+			[]string{"choice: maglev-hashing (mh, mh-port)\n", "source address: backends see this host"}},
+		{desired.Service{Mode: lb.IPVS, Scheduler: lb.WRR, Forward: lb.ForwardDR, Masquerade: lb.MasqueradeNever},
+			[]string{"choice: by weight (wrr)\n", "forwarding: each packet as it came, over the link that this host shares with the backend (dr)"}},
+		{desired.Service{Mode: lb.IPVS, Scheduler: lb.RR, Forward: lb.ForwardTunnel, Tunnel: lb.Tunnel{Type: lb.TunnelGUE, Port: 6080}},
+			[]string{"choice: in turn (rr)\n", "inside another one (tunnel, gue to UDP port 6080); backends have the VIP"}},
+		{desired.Service{Mode: lb.IPVS, Scheduler: lb.RR, Forward: lb.ForwardTunnel}, []string{"(tunnel, ipip);"}},
+		{desired.Service{Mode: lb.IPTables, Scheduler: lb.WRR, Note: "scheduler lc is wrr here"},
+			[]string{"choice: at random, by weight (wrr)\n", "  scheduler lc is wrr here\n"}},
+	} {
+		tt.svc.Key, _ = lb.ParseKey("192.0.2.10:80/tcp")
+		tt.svc.Backends = backends
+		services := []reconciler.ServiceStatus{{Service: tt.svc, State: "serving"}}
+		var b strings.Builder
+		if err := explain(&b, explanation{Services: services}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(b.String(), want) {
+				t.Errorf("it does not say %q:\n%s", want, b.String())
+			}
+		}
+		b.Reset()
+		if err := printStatus(&b, reconciler.Status{Services: services}, false); err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Contains(b.String(), "degraded:  192.0.2.10:80/tcp: "+tt.svc.Note); said != (tt.svc.Note != "") {
+			t.Errorf("degraded: %t in\n%s", said, b.String())
+		}
+	}
+}
+
 func TestStatusTellsAffinityAndRanges(t *testing.T) {
 	var b strings.Builder
 	if err := printStatus(&b, status(), true); err != nil {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"vipd/config"
+	"vipd/desired"
 	"vipd/discovery"
 	"vipd/discovery/static"
 	"vipd/internal/netfilter"
@@ -23,8 +24,17 @@ import (
 // is found out by the proxier itself.
 func modes() map[lb.Mode]config.Capability {
 	return map[lb.Mode]config.Capability{
-		lb.IPTables: {Schedulers: []lb.Scheduler{lb.WRR, lb.RR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}, Affinity: true, Clients: true},
+		lb.IPTables: {Schedulers: []lb.Scheduler{lb.WRR, lb.RR}, Protocols: []lb.Protocol{lb.TCP, lb.UDP, lb.SCTP}, Forwards: []lb.Forward{lb.ForwardNAT}, Affinity: true, Clients: true},
 	}
+}
+
+// abilities returns the same for the decision which mode serves what.
+func abilities() map[lb.Mode]desired.Ability {
+	all := map[lb.Mode]desired.Ability{}
+	for mode, can := range modes() {
+		all[mode] = desired.Ability{Schedulers: can.Schedulers, Forwards: can.Forwards}
+	}
+	return all
 }
 
 // inForce returns the mode that serves the services that name none.
