@@ -100,20 +100,20 @@ func (a KernelAnchors) Remove(ctx context.Context, f Family) error {
 
 // write makes one transaction and books it.
 func (a KernelAnchors) write(ctx context.Context, messages []message) error {
-	return a.ledger.write(ctx, 0, func(started func(port int)) (commitCount, error) {
-		return onSocket(func(s *nfSocket) (commitCount, error) {
+	return a.ledger.write(ctx, 0, func(started func(port int)) (int, error) {
+		return onSocket(func(s *nfSocket) (int, error) {
 			port, err := s.port()
 			if err != nil {
-				return commitCount{}, err
+				return 0, err
 			}
 			started(int(port))
 			err = s.transaction(ctx, messages)
 			var refused unix.Errno
 			switch {
 			case err == nil:
-				return commitCount{sure: 1}, nil
+				return 1, nil
 			case errors.As(err, &refused): // all of it
-				return commitCount{}, err
+				return 0, err
 			}
 			return unknownCommits, err
 		})

@@ -49,13 +49,20 @@ type incident struct {
 	unknown bool // nobody knows what was written
 }
 
-// maxIncidents is how many incidents are kept. Who knew less than the oldest has to
-// read.
-const maxIncidents = 1024
+// maxIncidents is how many incidents are kept, and maxAge for how many generations:
+// further apart two numbers of 32 bits do not tell which came first. Who knew less
+// than the oldest has to read.
+const (
+	maxIncidents = 1024
+	maxAge       = 1 << 30
+)
+
+// maxHeld is how much news is kept until a write of ours has ended.
+const maxHeld = 4096
 
 // Since is what happened to a table of one family since a generation.
 type Since struct {
-	Now     uint32   // the generation as of which this is said
+	Now     uint32   // the generation as of which this is said: all of Chains up to it
 	Unknown bool     // nobody knows: the table has to be read, and may hold anything
 	Chains  []string // which somebody else wrote, made or removed, ours and base chains; "" is the table
 }
@@ -83,20 +90,19 @@ func (l *Ledger) Since(ctx context.Context, mark uint32, f Family, table string)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begin(now)
-	s := Since{Now: now}
+	s := Since{Now: now, Unknown: mark == 0}
 	l.settle()
-	if after(now, l.booked) {
-		if l.tell != nil { // somebody wrote a moment ago, and the kernel is still telling it
-			s.Unknown = true
-			return s, nil
-		}
+	switch {
+	case !after(now, l.booked):
+	case l.tell == nil:
 		l.lose(now)
+	default: // somebody wrote a moment ago: the kernel is still telling what, and that is said the next time
+		s.Now, s.Unknown = l.booked, true
 	}
 	if mark == 0 {
-		s.Unknown = true
 		return s, nil
 	}
-	s.Unknown = after(l.floor, mark)
+	s.Unknown = s.Unknown || after(l.floor, mark)
 	for _, i := range l.incidents {
 		switch {
 		case !after(i.generation, mark):
@@ -131,8 +137,12 @@ func (l *Ledger) note(i incident) {
 	l.incidents = append(l.incidents, i)
 }
 
-// settle books the writes of ours whose turn has come.
+// settle books the writes of ours whose turn has come, and forgets what is too old.
 func (l *Ledger) settle() {
+	if oldest := l.booked - maxAge; after(oldest, l.floor) {
+		l.floor = oldest
+		l.incidents = slices.DeleteFunc(l.incidents, func(i incident) bool { return !after(i.generation, oldest) })
+	}
 	for len(l.writes) > 0 {
 		switch w := l.writes[0]; {
 		case !after(w.to, l.booked): // all of it is judged
@@ -162,6 +172,10 @@ func (l *Ledger) judge(n news) (d Drift) {
 	}
 	if l.writing != nil && after(n.generation, l.writing.from) {
 		l.held = append(l.held, n) // ours, most likely; known when the write has ended
+		if len(l.held) > maxHeld {
+			l.writing.miss(n.generation)
+			l.held = nil
+		}
 		return Drift{}
 	}
 	if n.generation != l.booked+1 {
@@ -181,15 +195,20 @@ func (l *Ledger) judge(n news) (d Drift) {
 	return d
 }
 
-// watch begins a watch. What happened while none was running is unknown.
+// watch begins a watch. What happened while none was running is unknown, and told:
+// the pass that asked last may have asked before that.
 func (l *Ledger) watch(now uint32, tell func(Drift), deafen func(bool)) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.begin(now)
 	l.settle()
 	l.tell, l.deafen = tell, deafen
-	if after(now, l.booked) {
+	lost := after(now, l.booked)
+	if lost {
 		l.lose(now)
+	}
+	l.mu.Unlock()
+	if lost {
+		tell(Drift{Object: unwatched})
 	}
 }
 
@@ -200,12 +219,12 @@ func (l *Ledger) unwatch() {
 	l.tell, l.deafen = nil, nil
 }
 
-// recover is called when the kernel had to leave out what it would have told. It
-// tells so only if that matters.
+// recover is called when the kernel had to leave out what it would have told, of
+// commits up to now. It tells so only if that matters.
 func (l *Ledger) recover(now uint32) {
 	l.mu.Lock()
 	if l.writing != nil { // it is seen when that has ended
-		l.writing.blind = true
+		l.writing.miss(now)
 		l.mu.Unlock()
 		return
 	}

@@ -12,8 +12,12 @@ type write struct {
 	from, to uint32
 	pid      uint32 // of the socket that wrote
 	mixed    bool   // somebody else wrote meanwhile: only the pid tells which are ours
-	blind    bool   // the kernel did not tell all of it
+	blind    bool   // the kernel did not tell all of it,
+	missed   uint32 // nor of what came up to here
 }
+
+// miss notes that the kernel did not tell all up to a generation.
+func (w *write) miss(generation uint32) { w.blind, w.missed = true, generation }
 
 // errLied is a tool that says that it committed, and did not.
 var errLied = errors.New("iptables-restore ends with success, but nothing of it is in the kernel; mend the installation of iptables")
@@ -24,8 +28,8 @@ const largeWrite = 64 << 10
 
 // write makes a write of ours, one at a time, and books it. size is that of what is
 // written, in bytes. run calls started with the process that writes, and returns how
-// many commits stand.
-func (l *Ledger) write(ctx context.Context, size int, run func(started func(pid int)) (commitCount, error)) error {
+// many commits stand that surely changed something, or unknownCommits.
+func (l *Ledger) write(ctx context.Context, size int, run func(started func(pid int)) (int, error)) error {
 	if l == nil {
 		_, err := run(func(int) {})
 		return err
@@ -54,7 +58,7 @@ func (l *Ledger) write(ctx context.Context, size int, run func(started func(pid 
 		now, stands = before, unknownCommits
 	}
 	l.book(now, stands)
-	if err == nil && genErr == nil && stands.sure > 0 && now == before {
+	if err == nil && genErr == nil && stands > 0 && now == before {
 		return errLied
 	}
 	return errors.Join(err, genErr)
@@ -75,7 +79,7 @@ func (l *Ledger) open(before uint32, blind bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begin(before)
-	l.writing = &write{from: before, blind: blind}
+	l.writing = &write{from: before, missed: before, blind: blind}
 }
 
 func (l *Ledger) started(pid int) {
@@ -86,61 +90,57 @@ func (l *Ledger) started(pid int) {
 
 // book ends a write of ours. If the commits of it that stand are as many as there
 // are new generations, all of those are ours; or else the watch has to tell, and if
-// it could not hear, nobody knows.
-func (l *Ledger) book(now uint32, stands commitCount) {
+// it could not hear, nobody knows. What was told meanwhile is judged before anything
+// that is told later.
+func (l *Ledger) book(now uint32, stands int) {
 	l.mu.Lock()
 	w, tell, held := l.writing, l.tell, l.held
 	l.writing, l.held = nil, nil
 	if now != w.from {
-		w.to, w.mixed = now, !stands.explain(now-w.from)
+		w.to, w.mixed = now, now-w.from != uint32(stands)
 		l.writes = append(l.writes, *w)
 	}
 	l.settle()
-	lost := w.blind && tell != nil && after(now, l.booked)
-	if lost {
-		l.lose(now)
+	if after(w.missed, now) {
+		now = w.missed
 	}
-	l.mu.Unlock()
-	if lost {
-		tell(Drift{Object: eventsLost})
+	var drifts []Drift
+	if w.blind && tell != nil && after(now, l.booked) {
+		l.lose(now)
+		drifts = append(drifts, Drift{Object: eventsLost})
 	}
 	for _, n := range held {
-		l.hear(n)
+		if d := l.judge(n); d.Object != "" {
+			drifts = append(drifts, d)
+		}
+	}
+	l.mu.Unlock()
+	for _, d := range drifts {
+		if tell != nil {
+			tell(d)
+		}
 	}
 }
 
-// commitCount is how many generations a write makes.
-type commitCount struct {
-	sure  int // commits that change something
-	maybe int // commits that may find all of it done already
-}
+// unknownCommits is the count of a write whose outcome is unknown: more than any
+// write has.
+const unknownCommits = -1
 
-// unknownCommits is that of a write whose outcome is unknown.
-var unknownCommits = commitCount{sure: -1}
-
-// explain reports whether so many generations can be ours alone.
-func (c commitCount) explain(n uint32) bool {
-	return c.sure >= 0 && n >= uint32(c.sure) && n <= uint32(c.sure+c.maybe)
-}
-
-// countCommits counts those of a script of iptables-restore. A rule that is added
-// or deleted is a change, to empty a chain or make one may be none.
-func countCommits(script []byte) (c commitCount) {
-	sure, maybe := false, false
+// countCommits counts the commits of a script of iptables-restore that surely change
+// something: a rule that is added or deleted is a change. To empty a chain or make
+// one may be none; if it was one, it is the watch that tells whose.
+func countCommits(script []byte) (commits int) {
+	sure := false
 	for line := range bytes.Lines(script) {
 		switch {
 		case bytes.HasPrefix(line, []byte("COMMIT")):
 			if sure {
-				c.sure++
-			} else if maybe {
-				c.maybe++
+				commits++
 			}
-			sure, maybe = false, false
+			sure = false
 		case len(line) > 1 && line[0] == '-' && bytes.IndexByte([]byte("AIDRX"), line[1]) >= 0:
 			sure = true
-		case line[0] == ':', line[0] == '-':
-			maybe = true
 		}
 	}
-	return c
+	return commits
 }

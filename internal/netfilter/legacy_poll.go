@@ -43,8 +43,9 @@ func (p *legacyPoll) write(ctx context.Context, run func() error) error {
 	}
 	p.late = append(p.late, drifts...)
 	err = run()
-	if _, after := p.differences(context.WithoutCancel(ctx)); after != nil {
-		p.seen = nil
+	if _, after := p.differences(context.WithoutCancel(ctx)); after != nil && p.seen != nil {
+		p.seen = nil // what differs the next time may be ours
+		p.late = append(p.late, Drift{Object: eventsLost})
 	}
 	return err
 }
@@ -55,11 +56,11 @@ func (p *legacyPoll) watch(ctx context.Context, drift func(Drift)) error {
 	defer ticks.Stop()
 	for {
 		drifts, err := p.poll(ctx)
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("look at the legacy tables: %w", err)
-		}
 		for _, d := range drifts {
 			drift(d)
+		}
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("look at the legacy tables: %w", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -98,6 +98,40 @@ func TestLegacyPollTellsThatItMissedSomething(t *testing.T) {
 	}
 }
 
+// Nor what others did after it, if they could not be looked at then.
+func TestLegacyPollTellsThatItSawNotWhatCameOfAWrite(t *testing.T) {
+	f := &fakeLook{tables: map[string]legacyInfo{}}
+	p := f.poll()
+	objects(t, p)
+	if err := p.write(t.Context(), func() error { f.err = errors.New("just now"); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	f.err = nil
+	f.set("nat", 2) // by others, or by us
+	if got := objects(t, p); !slices.Equal(got, []string{eventsLost}) {
+		t.Errorf("told %v", got)
+	}
+	if got := objects(t, p); got != nil {
+		t.Errorf("told again %v", got)
+	}
+}
+
+// What was found before a look fails is told.
+func TestLegacyWatchTellsBeforeItsError(t *testing.T) {
+	f := &fakeLook{tables: map[string]legacyInfo{}}
+	p := f.poll()
+	objects(t, p)
+	f.set("filter", 7)
+	if err := p.write(t.Context(), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	f.err = errors.New("just now")
+	var told []Drift
+	if err := p.watch(t.Context(), func(d Drift) { told = append(told, d) }); !errors.Is(err, f.err) || len(told) != 1 {
+		t.Errorf("told %v, then %v", told, err)
+	}
+}
+
 // A watch that can never see anything does not break off again and again, and the
 // other watches with it.
 func TestLegacyWatchThatMayNotLookWaitsForItsEnd(t *testing.T) {

@@ -16,8 +16,11 @@ type Drift struct {
 	By     string // "iptables (pid 1234)"; empty if the kernel does not tell
 }
 
-// eventsLost is the Object of a drift of which nothing is known.
-const eventsLost = "perhaps the packet filter: more happened than the kernel could tell"
+// The Objects of drifts of which nothing is known.
+const (
+	eventsLost = "perhaps the packet filter: more happened than the kernel could tell"
+	unwatched  = "perhaps the packet filter: it was changed while nothing watched it"
+)
 
 // maxPlaces is how many places of one commit are told apart. If it touched more,
 // whole tables stand for them.
@@ -94,7 +97,8 @@ func (r *eventReader) read(kind uint16, flags uint16, port uint32, body []byte) 
 		}
 	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
 		if watched {
-			err = r.chain(family, kind&0xff == unix.NFT_MSG_DELCHAIN, attrs)
+			made := flags&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) != 0 // iptables makes chains with EXCL alone
+			err = r.chain(family, kind&0xff == unix.NFT_MSG_DELCHAIN, made, attrs)
 		}
 	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
 		if watched {
@@ -122,12 +126,17 @@ func (r *eventReader) table(f Family, attrs []byte) (err error) {
 	return err
 }
 
-func (r *eventReader) chain(f Family, deleted bool, attrs []byte) error {
+// chain takes a chain that was made, changed or deleted. One that is no base chain can
+// be changed in its name alone (nf_tables_updchain), and the kernel does not tell the
+// old one: it may be ours.
+func (r *eventReader) chain(f Family, deleted, made bool, attrs []byte) error {
 	table, name, err := chainHeader(attrs)
 	switch {
 	case !watchedTable(string(table)):
 	case ownOrAnchor(table, name), deleted && slices.Contains(baseChains[string(table)], string(name)):
 		r.add(place{f, string(table), string(name)})
+	case !deleted && !made && attributeOf(attrs, unix.NFTA_CHAIN_HOOK, &err) == nil:
+		r.add(place{f, string(table), ""})
 	}
 	return err
 }

@@ -80,6 +80,35 @@ func TestEventsOfTheKernelAreUnderstood(t *testing.T) {
 	}
 }
 
+// A chain that is renamed, and which the kernel tells by its new name only, may have
+// been ours. One that is made, or a base chain that gets another policy, is not.
+func TestAChainThatIsRenamedMayHaveBeenOurs(t *testing.T) {
+	for _, tc := range []struct {
+		flags uint16
+		base  bool
+		want  string
+	}{
+		{0, false, "[IPv4 table nat]"},
+		{unix.NLM_F_EXCL, false, "[]"},
+		{unix.NLM_F_CREATE, false, "[]"},
+		{0, true, "[]"},
+	} {
+		m := nftMessage(unix.NFT_MSG_NEWCHAIN, 0, IPv4)
+		m.text(unix.NFTA_CHAIN_TABLE, "nat")
+		m.text(unix.NFTA_CHAIN_NAME, "OTHER")
+		if tc.base {
+			m.tree(unix.NFTA_CHAIN_HOOK, func() { m.uint32(unix.NFTA_HOOK_HOOKNUM, 0) })
+		}
+		var r eventReader
+		if _, _, err := r.read(binary.NativeEndian.Uint16(m[4:]), tc.flags, 1, m[unix.SizeofNlMsghdr:]); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(r.places); got != tc.want {
+			t.Errorf("flags %#x, base chain %v: %s, want %s", tc.flags, tc.base, got, tc.want)
+		}
+	}
+}
+
 func TestDriftNamesAFewPlaces(t *testing.T) {
 	n := news{pid: 7, process: "nft"}
 	var r eventReader

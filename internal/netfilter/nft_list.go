@@ -3,7 +3,6 @@ package netfilter
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -18,6 +17,9 @@ import (
 
 // listAttempts is how often a dump that somebody's commit interrupted is made again
 // before it is taken as it is. What it may lack is then written once more.
+//
+// Only what lies in one dump is of one moment. Chains of different moments do no
+// harm: who reads asks the Ledger first, and hears of what others did meanwhile.
 const listAttempts = 5
 
 // List returns what a table holds, or only the named chains of it; then the cost
@@ -32,15 +34,10 @@ func (t *Tool) List(ctx context.Context, table string, chains ...string) (Listin
 
 // listChains is List with the nft backend.
 func listChains(ctx context.Context, f Family, table string, chains ...string) (Listing, error) {
-	l, err := onSocket(func(s *nfSocket) (l Listing, err error) {
-		for range listAttempts {
-			r := newTableReader(f, table)
-			if err = r.read(ctx, s, chains); !errors.Is(err, errInterrupted) {
-				return r.list, err
-			}
-			l = r.list
-		}
-		return l, nil
+	l, err := onSocket(func(s *nfSocket) (Listing, error) {
+		r := newTableReader(f, table)
+		err := r.read(ctx, s, chains)
+		return r.list, err
 	})
 	if err != nil {
 		return Listing{}, fmt.Errorf("reading %s table %s: %w", f, table, err)
@@ -75,10 +72,9 @@ func (t *Tool) listText(ctx context.Context, table string, chains []string) (Lis
 
 // tableReader puts a Listing together.
 type tableReader struct {
-	family  Family
-	table   string
-	list    Listing
-	version int // of the rule set, its last 16 bits; -1: not known yet
+	family Family
+	table  string
+	list   Listing
 
 	chain  string     // to which the rules that come belong
 	own    Listed     // what is known of it, if it is one of ours
@@ -87,38 +83,37 @@ type tableReader struct {
 }
 
 func newTableReader(f Family, table string) *tableReader {
-	return &tableReader{family: f, table: table, version: -1, list: Listing{Own: map[string]Listed{}, Base: map[string][]Mark{}}}
+	return &tableReader{family: f, table: table, list: Listing{Own: map[string]Listed{}, Base: map[string][]Mark{}}}
+}
+
+// asker is an nfSocket.
+type asker interface {
+	send(m message) error
+	answers(ctx context.Context, each func(body []byte) error) error
 }
 
 // read reads the named chains, or all. The rules are asked for chain by chain: one
 // dump of them all is quadratic in the kernel, which begins at the first rule again
 // for every 32 KB that it hands out.
-func (r *tableReader) read(ctx context.Context, s *nfSocket, chains []string) error {
-	var interrupted error
-	dump := func(m message, put func([]byte) error) error {
-		err := r.dump(ctx, s, m, put)
-		if errors.Is(err, errInterrupted) { // there is more to read all the same
-			interrupted, err = err, nil
-		}
-		return err
-	}
+func (r *tableReader) read(ctx context.Context, s asker, chains []string) error {
 	var err error
 	if len(chains) == 0 {
-		err = dump(r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, ""), r.putChain)
+		err = r.dump(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, ""), r.clear, r.putChain)
 	}
 	for _, name := range chains {
-		if e := dump(r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, name), r.putChain); !errors.Is(e, unix.ENOENT) {
+		if e := r.ask(ctx, s, r.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, name), r.putChain); !errors.Is(e, unix.ENOENT) {
 			err = errors.Join(err, e)
 		}
 	}
 	for _, names := range []iter.Seq[string]{maps.Keys(r.list.Own), maps.Keys(r.list.Base)} {
 		for name := range names {
 			if err == nil {
-				err = dump(r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, name), r.putRule)
+				empty := func() { r.putName(name) }
+				err = r.dump(ctx, s, r.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, name), empty, r.putRule)
 			}
 		}
 	}
-	return errors.Join(err, interrupted)
+	return err
 }
 
 // request asks for the chains or rules of the table. The attributes that name the
@@ -137,40 +132,56 @@ func (r *tableReader) request(kind, flags uint16, chain string) message {
 	return m
 }
 
-// dump makes a request and hands on the attributes of each answer. If the rule set
-// is another one than it was the error is errInterrupted, after all have come.
-func (r *tableReader) dump(ctx context.Context, s *nfSocket, m message, put func(attrs []byte) error) error {
+// dump asks, and again if somebody's commit interrupted the answer. begin forgets
+// what came of the last attempt.
+func (r *tableReader) dump(ctx context.Context, s asker, m message, begin func(), put func(attrs []byte) error) error {
+	for range listAttempts {
+		begin()
+		if err := r.ask(ctx, s, m, put); !errors.Is(err, errInterrupted) {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask makes a request and hands on the attributes of each answer.
+func (r *tableReader) ask(ctx context.Context, s asker, m message, put func(attrs []byte) error) error {
 	if err := s.send(m); err != nil {
 		return err
 	}
-	var changed error
 	err := s.answers(ctx, func(body []byte) error {
 		if len(body) < sizeofNfgenmsg {
 			return errors.New("short netlink message")
 		}
-		version := int(binary.BigEndian.Uint16(body[2:])) // res_id
-		if r.version >= 0 && version != r.version {
-			changed = errInterrupted
-		}
-		r.version = version
 		return put(body[sizeofNfgenmsg:])
 	})
 	r.flush()
-	return errors.Join(err, changed)
+	return err
+}
+
+// clear forgets all chains.
+func (r *tableReader) clear() {
+	clear(r.list.Own)
+	clear(r.list.Base)
 }
 
 // putChain takes a chain of which nothing else is known yet.
 func (r *tableReader) putChain(attrs []byte) error {
 	table, chain, err := chainHeader(attrs)
-	name := string(chain)
+	if string(table) == r.table {
+		r.putName(string(chain))
+	}
+	return err
+}
+
+// putName takes a chain by its name: so far it has no rules.
+func (r *tableReader) putName(name string) {
 	switch {
-	case string(table) != r.table:
 	case isOwn(name):
 		r.list.Own[name] = Listed{}
 	case slices.Contains(baseChains[r.table], name):
 		r.list.Base[name] = nil
 	}
-	return err
 }
 
 // putRule takes a rule. Those of one chain come one after the other.

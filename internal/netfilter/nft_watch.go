@@ -44,6 +44,7 @@ type eventSocket struct {
 	file   *os.File
 	conn   syscall.RawConn
 	buffer []byte
+	next   func(wait bool) ([]byte, error) // receive
 	reader eventReader
 }
 
@@ -57,6 +58,7 @@ func openEvents(buffer int) (*eventSocket, error) {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) // as much as an unprivileged one gets
 	}
 	s := &eventSocket{file: file, buffer: make([]byte, receiveSize)}
+	s.next = s.receive
 	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	if err == nil {
 		s.conn, err = file.SyscallConn()
@@ -95,12 +97,18 @@ func (s *eventSocket) deafen(deaf bool) {
 // read, is made up for by looking how far the rule set is.
 func (s *eventSocket) listen(ctx context.Context, l *Ledger) error {
 	for {
-		datagram, err := s.receive()
-		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+		datagram, err := s.next(true)
+		switch {
+		case err == nil:
+			if s.hear(ctx, l, datagram) == nil {
+				continue
+			}
+		case errors.Is(err, unix.ENOBUFS):
+			if err := s.drain(ctx); err != nil {
+				return err
+			}
+		default:
 			return err
-		}
-		if err == nil && s.hear(ctx, l, datagram) == nil {
-			continue
 		}
 		s.reader.reset()
 		now, err := l.now(ctx)
@@ -111,14 +119,30 @@ func (s *eventSocket) listen(ctx context.Context, l *Ledger) error {
 	}
 }
 
-// receive waits for the next datagram.
-func (s *eventSocket) receive() ([]byte, error) {
+// drain throws away what is queued. Once the kernel had to leave something out it
+// goes on until the queue is empty (netlink_rcv_wake): what it tells next may be the
+// rest of a commit. Whatever it told only in part is in the rule set afterwards.
+func (s *eventSocket) drain(ctx context.Context) error {
+	for ctx.Err() == nil {
+		_, err := s.next(false)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// receive returns the next datagram. It waits for it, or returns unix.EAGAIN.
+func (s *eventSocket) receive(wait bool) ([]byte, error) {
 	var n int
 	var err error
 	waitErr := s.conn.Read(func(fd uintptr) bool {
 		for {
 			if n, _, err = unix.Recvfrom(int(fd), s.buffer, 0); err != unix.EINTR {
-				return err != unix.EAGAIN
+				return err != unix.EAGAIN || !wait
 			}
 		}
 	})

@@ -73,14 +73,14 @@ func (t *Tool) Restore(ctx context.Context, script []byte) error {
 		}
 		return t.poll.write(ctx, func() error { return t.restoreLegacy(ctx, script) })
 	}
-	return t.ledger.write(ctx, len(script), func(started func(pid int)) (commitCount, error) {
+	return t.ledger.write(ctx, len(script), func(started func(pid int)) (int, error) {
 		err := t.runRestore(ctx, script, started, "--noflush")
 		return commitsOf(script, err), err
 	})
 }
 
-// commitsOf returns how many of the commits of a script stand.
-func commitsOf(script []byte, err error) commitCount {
+// commitsOf returns how many of the commits of a script stand. See countCommits.
+func commitsOf(script []byte, err error) int {
 	var refused *RestoreError
 	switch {
 	case err == nil:
