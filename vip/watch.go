@@ -46,6 +46,11 @@ func (d *Door) watchLinks(ctx context.Context, drift func(proxier.Drift)) error 
 			return err
 		}
 		news.add(event{})
+		select { // a socket that fails at once, again and again, is not to take the processor
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
 	}
 }
 

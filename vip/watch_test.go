@@ -169,6 +169,30 @@ func TestWatchGoesOnAfterLostEvents(t *testing.T) {
 	})
 }
 
+// A watch that loses events as soon as it begins begins again, but leaves the
+// processor to others.
+func TestWatchThatAlwaysLosesEventsKeepsItsPace(t *testing.T) {
+	w := newFakeWorld()
+	begun := 0
+	w.fake.links.fail = func(op string) error {
+		if op != "watch" {
+			return nil
+		}
+		if begun++; begun > 1000 {
+			return errors.New("too often")
+		}
+		return errEventsLost
+	}
+	watching(t, w.door(t), func(t *testing.T, _ *listener, _ func()) {
+		begun = 0
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if most := int(time.Second / settle); begun == 0 || begun > most+1 {
+			t.Errorf("begun %d times in a second", begun)
+		}
+	})
+}
+
 func TestWatchEndsWithItsError(t *testing.T) {
 	w := newFakeWorld()
 	w.fake.links.fail = func(op string) error { return errors.New("no " + op) }

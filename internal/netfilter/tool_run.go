@@ -36,13 +36,27 @@ func (e *exitError) Error() string {
 	return fmt.Sprintf("%s: exit status %d: %s", e.tool, e.code, strings.TrimSpace(e.stderr))
 }
 
+// maxComplaint is how much is kept of what a tool complains of, in bytes.
+const maxComplaint = 64 << 10
+
+// beginning keeps the first maxComplaint bytes of what is written to it.
+type beginning struct{ kept []byte }
+
+func (b *beginning) Write(text []byte) (int, error) {
+	b.kept = append(b.kept, text[:min(len(text), maxComplaint-len(b.kept))]...)
+	return len(text), nil
+}
+
+func (b *beginning) String() string { return string(b.kept) }
+
 // run runs a tool with a clean environment, as the leader of a process group
 // that is killed as a whole when ctx ends or the deadline passes.
 func run(ctx context.Context, o ToolOptions, tool string, args []string, stdin []byte) (stdout []byte, noise string, err error) {
 	limit := o.Deadline + perMegabyte*time.Duration(len(stdin)>>20)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer in %s; it was killed", limit))
 	defer cancel()
-	var out, complaint bytes.Buffer
+	var out bytes.Buffer
+	var complaint beginning
 	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.Env = environment()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &complaint

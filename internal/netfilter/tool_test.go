@@ -153,3 +153,12 @@ func TestRestoreWaitsForTheOneBefore(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A tool that complains without end is not kept in memory, nor written to the log.
+func TestToolThatComplainsWithoutEnd(t *testing.T) {
+	err := shimTool(t, `echo "line 2 failed" >&2; head -c 4000000 /dev/zero | tr '\0' x >&2; exit 1`).Restore(t.Context(), []byte("*nat\nCOMMIT\n"))
+	var refused *RestoreError
+	if !errors.As(err, &refused) || refused.Line != 2 || len(refused.Stderr) > maxComplaint {
+		t.Errorf("error %.200v", err)
+	}
+}
