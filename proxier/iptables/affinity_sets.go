@@ -19,7 +19,8 @@ type Sets interface {
 	Destroy(ctx context.Context, name string) error
 }
 
-// listSets finds out which sets of clients stand.
+// listSets finds out which sets of clients stand. One of that name that is something
+// else is none: who needs it is told so when it is to be made.
 func (p *pass) listSets(ctx context.Context) error {
 	p.memory.sets = nil
 	list, err := p.sets.List(ctx)
@@ -28,7 +29,7 @@ func (p *pass) listSets(ctx context.Context) error {
 	}
 	p.memory.sets = map[string]bool{}
 	for _, set := range list {
-		if isClientSet(set.Name, p.family) {
+		if isClientSet(set.Name, p.family) && set.Type == netfilter.HashIPPortIP && set.Family == p.family {
 			p.memory.sets[set.Name] = true
 		}
 	}
@@ -61,7 +62,7 @@ func (p *pass) makeSets(ctx context.Context, s *lb.Service) error {
 // names stays until the next pass.
 func (p *pass) dropSets(ctx context.Context) error {
 	m := p.memory
-	if !p.how.Prune || len(m.slots) > 0 || len(p.strays) > 0 {
+	if !p.how.Prune || len(m.slots) > 0 || len(m.strays) > 0 {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.sets)) {

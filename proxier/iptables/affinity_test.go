@@ -218,6 +218,8 @@ func TestSetsComeBeforeRulesAndGoAfterThem(t *testing.T) {
 		{[]*lb.Service{a}, true},
 		{[]*lb.Service{withAffinity(many("192.0.2.1:80", 3, 0), time.Minute)}, true}, // keeps the slots
 		{nil, false},
+		{[]*lb.Service{a}, true},
+		{[]*lb.Service{many("192.0.2.1:80", 3, 1)}, false}, // after a restart
 	} {
 		if i%2 == 0 {
 			p = h.proxier()

@@ -17,7 +17,7 @@
 //   - Every commit leaves a working rule set: new chains are made before anything
 //     leads to them, a node of the tree is rewritten in place only if it keeps its
 //     region, and what nothing leads to any more is deleted last.
-//   - A commit names at most 150 chains: the cost in the nft backend is quadratic.
+//   - A commit names at most 150 chains, or those of one service: the cost in the nft backend is quadratic.
 //     The legacy backend replaces the table at each commit: there it is one a pass.
 //   - Chains nest at most 14 deep; the kernel refuses 16 and counts gotos.
 //   - The layout is a function of the snapshot alone, so a restart finds what it
@@ -38,6 +38,8 @@
 //   - One refused line refuses its whole commit, and earlier commits stand.
 //   - A rule may be refused only because somebody flushed the table: so before a
 //     service is found guilty the kernel is read again.
+//   - A service whose repair is refused is applied and does not stand: it is among the
+//     failed of each pass, and a fresh one tries again, whoever touched what.
 //   - After a restart a chain can stand whose content nobody knows, because the
 //     version that is wanted now was refused, or because nothing may be removed
 //     yet: the strays.

@@ -5,6 +5,7 @@ import (
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
+	"vipd/proxier"
 )
 
 // Evictor ends flows in the background, because conntrack keeps sending them where
@@ -89,23 +90,75 @@ func (p *pass) endFlows(e Evictor) {
 		return
 	}
 	// The kernel may have led nowhere for a while, whatever we believed.
-	for s := range p.own(p.memory.applied) {
+	for s := range own(p.family, p.memory.applied) {
 		if takesUp(s) && !p.linked[s.Key] {
 			ask(untranslated(s.Key))
 		}
 	}
 }
 
+// sweep ends the flows to backends that nobody knows any more: after the start,
+// what went while no vipd was running; after a pass of which nobody knows what it
+// wrote; and when it is known of fewer services than before that they stand in a
+// version that is unknown.
+func (p *Proxier) sweep(how proxier.How) {
+	if !how.Prune || p.evict == nil {
+		return
+	}
+	spared := 0
+	for _, f := range p.families {
+		if f.missing == nil && f.memory.have == nil {
+			return // a later pass will know
+		}
+		spared += len(f.memory.strays)
+	}
+	if !p.swept || spared < p.spared {
+		p.evict.Sweep(p.keep)
+	}
+	p.swept, p.spared = true, spared
+}
+
+// serving is what a sweep has to know of a family. It is not changed any more.
+type serving struct {
+	versions []lb.Snapshot   // what stands, and what the pass under way makes of it
+	unknown  map[lb.Key]bool // services that stand in a version that is unknown
+}
+
+// serves notes what a sweep has to keep from now on.
+func (p *Proxier) serves(f *family, versions ...lb.Snapshot) {
+	now := &serving{versions: versions, unknown: map[lb.Key]bool{}}
+	for _, k := range f.memory.strays {
+		now.unknown[k] = true
+	}
+	p.serving[f.Family].Store(now)
+}
+
+// begin notes that a pass begins: a flow may be made by any rule that it writes.
+func (p *Proxier) begin(f *family, want lb.Snapshot) {
+	if f.memory.have != nil {
+		p.serves(f, f.memory.applied, want)
+	}
+}
+
+// lose notes that nobody knows what the pass wrote, nor will if it is not wanted
+// any more when it is found out.
+func (p *Proxier) lose(f *family) {
+	p.serving[f.Family].Store(nil)
+	p.swept = false
+}
+
 // keep returns the answer to what a sweep asks. A family of which nothing is
-// known keeps all its flows.
+// known keeps all its flows, and so does a service.
 func (p *Proxier) keep(k lb.Key, backend netip.AddrPort) bool {
 	serving := p.serving[netfilter.FamilyOf(k.Addr)].Load()
-	if serving == nil {
+	if serving == nil || serving.unknown[k] {
 		return true
 	}
-	s := serving.Get(k)
-	if backend == k.AddrPort() {
-		return !takesUp(s)
+	for _, version := range serving.versions {
+		s := version.Get(k)
+		if backend == k.AddrPort() && !takesUp(s) || backend != k.AddrPort() && holds(s, backend) {
+			return true
+		}
 	}
-	return holds(s, backend)
+	return false
 }

@@ -116,3 +116,73 @@ func TestRepairedWayInEndsFlowsThatWentNowhere(t *testing.T) {
 		t.Errorf("asked for %q", got)
 	}
 }
+
+// After a restart the version that stands may be unknown, because the one that is
+// wanted is refused: then its connections are kept, until it is known.
+func TestB50_B59_RestartKeepsTheFlowsOfAVersionThatIsUnknown(t *testing.T) {
+	h := newFakeHarness()
+	old, other := svc("192.0.2.1:80", "10.0.0.1:80"), svc("192.0.2.2:80", "10.0.0.1:80")
+	ask(t, h, h.proxier(), lb.NewSnapshot(old, other), prune)
+	h.kernels[netfilter.IPv4].refuse = func(s string) bool { return strings.Contains(s, poison) }
+	h.evictor.keep = nil
+	p := h.proxier()
+	bad := svc("192.0.2.1:80", "10.66.0.1:80")
+	onlyFailed(t, "after a restart", p.Sync(t.Context(), lb.NewSnapshot(bad, other), prune), bad.Key)
+	was := old.Backends[0].Addr
+	if h.evictor.keep == nil || !h.evictor.keep(old.Key, was) {
+		t.Error("the connections of the version that stands are not kept, or nothing is swept")
+	}
+	if h.evictor.keep(other.Key, netip.MustParseAddrPort("10.0.0.7:80")) {
+		t.Error("the flows of others are not swept")
+	}
+	h.evictor.keep = nil
+	onlyFailed(t, "again", p.Sync(t.Context(), lb.NewSnapshot(bad, other), prune), bad.Key)
+	if h.evictor.keep != nil {
+		t.Error("swept again, and nothing more is known")
+	}
+	ask(t, h, p, lb.NewSnapshot(svc("192.0.2.1:80", "10.0.0.2:80"), other), prune)
+	if h.evictor.keep == nil || h.evictor.keep(old.Key, was) {
+		t.Error("the flows to what the unknown version had are not swept once it is gone")
+	}
+}
+
+// A commit takes effect, nobody knows, and what it wrote is not wanted any more:
+// nobody but a sweep can find its flows.
+func TestFlowsOfAnUnknownCommitAreSwept(t *testing.T) {
+	h := newFakeHarness()
+	p := h.proxier()
+	first, second := svc("192.0.2.1:53/udp", "10.0.0.1:53"), svc("192.0.2.1:53/udp", "10.0.0.2:53")
+	ask(t, h, p, lb.NewSnapshot(first), prune)
+	k := h.kernels[netfilter.IPv4]
+	k.after = func(string) error { return errKilled }
+	if err := p.Sync(t.Context(), lb.NewSnapshot(second), prune); err == nil {
+		t.Fatal("no error")
+	}
+	if !h.evictor.keep(first.Key, second.Backends[0].Addr) {
+		t.Error("a sweep ends flows of rules that may stand")
+	}
+	k.after, h.evictor.keep = nil, nil
+	ask(t, h, p, lb.NewSnapshot(first), prune)
+	if h.evictor.keep == nil || h.evictor.keep(first.Key, second.Backends[0].Addr) || !h.evictor.keep(first.Key, first.Backends[0].Addr) {
+		t.Error("the flows of a version that stood for a while are not swept, or those of the one that stands are")
+	}
+}
+
+// A sweep may run beside a pass, and meet the first connection of a new backend.
+func TestASweepBesideAPassKeepsNewConnections(t *testing.T) {
+	h := newFakeHarness()
+	p := h.proxier()
+	first, second := svc("192.0.2.1:80", "10.0.0.1:80"), svc("192.0.2.1:80", "10.0.0.2:80")
+	ask(t, h, p, lb.NewSnapshot(first), prune)
+	keep, commits := h.evictor.keep, 0
+	h.kernels[netfilter.IPv4].watch = func() {
+		commits++
+		if !keep(first.Key, second.Backends[0].Addr) || !keep(first.Key, first.Backends[0].Addr) {
+			t.Error("a connection through a rule that was just written is not kept, or one of before")
+		}
+	}
+	ask(t, h, p, lb.NewSnapshot(second), prune)
+	if commits == 0 || keep(first.Key, first.Backends[0].Addr) {
+		t.Error("no commit, or what went is kept afterwards")
+	}
+}

@@ -14,8 +14,9 @@ type memory struct {
 	// in place of what failed. Only the services of the family count.
 	applied lb.Snapshot
 	failed  map[lb.Key]failure // of the last pass
+	broken  map[lb.Key]error   // services of applied that do not stand, and why they could not be repaired
 	root    *tree              // the services that the dispatch leads to
-	strays  []lb.Key           // of those the ones of unknown content
+	strays  []lb.Key           // of those the ones of unknown content, which are not in applied; they may not go yet
 
 	// have is what stands in the kernel; nil means that it has to be read. It is
 	// all that an error makes us forget.
@@ -33,12 +34,6 @@ type memory struct {
 
 	seen     *netfilter.Baseline
 	compiled map[lb.Key]compiled // cache, for comparing everything
-}
-
-// failure is a version of a service that the kernel refused; nil: its removal.
-type failure struct {
-	service *lb.Service
-	err     error
 }
 
 // compiled is what a service is in the kernel.
@@ -76,6 +71,9 @@ func (m *memory) wrote(c commit) {
 	for _, chain := range c.write {
 		m.have[idOf(chain.Name)] = stampOf(chain)
 		m.seen.Forget(chain.Name)
+		if kindOf(chain.Name) == node && (len(chain.Rules) > 0 || chain.Name == chainDispatch) { // else it is to go
+			m.treeOpen = true
+		}
 	}
 	for _, name := range c.remove {
 		delete(m.have, idOf(name))

@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -61,7 +60,6 @@ type pass struct {
 	list       netfilter.Listing
 	entry      netfilter.Table // the text of the way in
 	linked     map[lb.Key]bool // services that the kernel led to before the pass
-	strays     []lb.Key        // of those the ones of unknown content that may not go yet
 	mended     bool            // the skeleton was repaired
 	applied    []change        // what is in place by now
 	failed     map[lb.Key]failure
@@ -84,17 +82,16 @@ func (p *pass) run(ctx context.Context) error {
 	if err != nil && p.memory.have == nil {
 		return err
 	}
+	p.remember()
 	if err == nil {
 		err = p.dropSets(ctx)
 	}
-	p.memory.applied = p.target()
-	p.memory.failed = p.failed
 	return err
 }
 
 func (p *pass) sync(ctx context.Context) error {
 	m := p.memory
-	lost := m.have == nil || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && p.look(ctx)
+	lost := m.have == nil || p.how.Prune && (m.gated || p.strayed()) || p.how.Fresh && (len(m.broken) > 0 || p.look(ctx))
 	if !lost { // else nobody may be given a slot yet
 		changes := p.changes(ctx)
 		if len(changes) == 0 && !m.treeOpen && !p.entered {
@@ -128,27 +125,14 @@ func (p *pass) unknown(err error) error {
 	return err
 }
 
-// refused reports whether an error says that a commit was not applied.
-func refused(err error) bool {
-	var r *netfilter.RestoreError
-	return errors.As(err, &r)
-}
-
 // strayed reports whether a service of unknown content stood only because its new
-// version was refused, and is not wanted any more.
+// version was refused, and that is not wanted any more: then only a reading tells
+// which chains it has.
 func (p *pass) strayed() bool {
-	return slices.ContainsFunc(p.memory.strays, func(k lb.Key) bool { return p.want.Get(k) == nil })
-}
-
-// entryError is a refused skeleton. No service is guilty of that and nothing is to
-// be bisected, so it does not unwrap to the RestoreError.
-type entryError struct {
-	family netfilter.Family
-	cause  error
-}
-
-func (e *entryError) Error() string {
-	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
+	return slices.ContainsFunc(p.memory.strays, func(k lb.Key) bool {
+		want, failed := p.want.Get(k), p.memory.failed[k].service
+		return want == nil || failed == nil || !want.Equal(failed)
+	})
 }
 
 // look finds out what somebody else did to what is ours since that was asked, or
@@ -203,21 +187,20 @@ func (p *pass) read(ctx context.Context, applied lb.Snapshot) error {
 	p.fresh, p.list, p.entry = true, list, entry
 	m.treeOpen, m.gated = true, !p.how.Prune
 	m.standing = m.have.stands(chainService)
-	p.strays = nil
+	m.strays = nil
 	var keys []lb.Key
 	stands := func(k lb.Key) bool { return m.have.stands(serviceChain(k)) }
-	for s := range p.own(applied) {
+	for s := range own(p.family, applied) {
 		if stands(s.Key) && len(s.Usable()) > 0 { // else it is damaged, and linked with its repair
 			keys = append(keys, s.Key)
 		}
 	}
 	for k := range linked {
 		if (!p.how.Prune || p.want.Get(k) != nil) && applied.Get(k) == nil && stands(k) {
-			p.strays = append(p.strays, k)
+			m.strays = append(m.strays, k)
 		}
 	}
-	m.strays = p.strays
-	keys = append(keys, p.strays...)
+	keys = append(keys, m.strays...)
 	slices.SortFunc(keys, compareKeys)
 	m.root = (*tree)(nil).update(keys, nil)
 	return nil
@@ -237,35 +220,41 @@ func (p *pass) changes(ctx context.Context) (all []change) {
 			continue
 		}
 		differs[c.key()] = true
-		if p.mayTry(c) {
+		if p.mayTry(ctx, c) {
 			all = append(all, c)
 		} else if before != nil && p.damaged(before) {
-			all = append(all, change{before, before})
+			all = p.repair(ctx, all, before)
 		}
 	}
-	if p.fresh {
-		for s := range p.own(m.applied) {
-			if !differs[s.Key] && p.damaged(s) {
-				all = append(all, change{s, s})
+	if !p.fresh { // then nothing is known to be damaged but what could not be repaired
+		for k, err := range m.broken {
+			if !differs[k] {
+				p.failed[k] = failure{m.applied.Get(k), err}
 			}
 		}
+		return all
 	}
-	return p.withSets(ctx, all)
+	for s := range own(p.family, m.applied) {
+		if !differs[s.Key] && p.damaged(s) {
+			all = p.repair(ctx, all, s)
+		}
+	}
+	return all
 }
 
-// withSets makes the sets that changes need, and returns those that have them.
-func (p *pass) withSets(ctx context.Context, all []change) []change {
-	return slices.DeleteFunc(all, func(c change) bool {
-		err := p.makeSets(ctx, c.after)
-		if err != nil {
-			p.failed[c.key()] = failure{c.after, err}
+// repair appends the change of a service into what it was, unless it cannot be tried.
+func (p *pass) repair(ctx context.Context, all []change, s *lb.Service) []change {
+	if err := p.makeSets(ctx, s); err != nil {
+		if _, found := p.failed[s.Key]; !found {
+			p.failed[s.Key] = failure{s, err}
 		}
-		return err != nil
-	})
+		return all
+	}
+	return append(all, change{s, s})
 }
 
 // mayTry reports whether a change can be tried, and notes why not.
-func (p *pass) mayTry(c change) bool {
+func (p *pass) mayTry(ctx context.Context, c change) bool {
 	k := c.key()
 	if c.after == nil && !p.how.Prune {
 		p.kept[k] = c.before
@@ -278,11 +267,14 @@ func (p *pass) mayTry(c change) bool {
 	if c.after == nil {
 		return true
 	}
-	if _, err := p.memory.compile(c.after); err != nil {
-		p.failed[k] = failure{c.after, err}
-		return false
+	_, err := p.memory.compile(c.after)
+	if err == nil {
+		err = p.makeSets(ctx, c.after)
 	}
-	return true
+	if err != nil {
+		p.failed[k] = failure{c.after, err}
+	}
+	return err == nil
 }
 
 func sameVersion(a, b *lb.Service) bool {
@@ -296,30 +288,6 @@ func sameVersion(a, b *lb.Service) bool {
 func (p *pass) damaged(s *lb.Service) bool {
 	chains, err := p.memory.compile(s)
 	return p.fresh && err == nil && !p.memory.matches(chains)
-}
-
-// bisect tries changes, and when they are refused, halves of them, until those
-// that are refused alone are found. Nothing is removed meanwhile.
-func (p *pass) bisect(ctx context.Context, changes []change) error {
-	err := p.try(ctx, changes, false)
-	if !refused(err) || len(changes) == 0 {
-		return err
-	}
-	if len(changes) > 1 {
-		half := len(changes) / 2
-		if err := p.bisect(ctx, changes[:half]); err != nil {
-			return err
-		}
-		return p.bisect(ctx, changes[half:])
-	}
-	c := changes[0]
-	p.failed[c.key()] = failure{c.after, err}
-	if before := c.before; before != nil && before != c.after {
-		if chains, err := p.memory.compile(before); err == nil && !p.memory.matches(chains) {
-			return p.try(ctx, []change{{before, before}}, false)
-		}
-	}
-	return nil
 }
 
 // target returns what is applied once the pass is over: what is wanted, but for
@@ -345,28 +313,33 @@ func (p *pass) target() lb.Snapshot {
 // skeletonWanted reports whether anything of the family needs the way in. While
 // nothing may be removed it stays if it stands.
 func (p *pass) skeletonWanted() bool {
-	if len(p.strays) > 0 || !p.how.Prune && p.memory.standing {
+	if len(p.memory.strays) > 0 || !p.how.Prune && p.memory.standing {
 		return true
 	}
-	for s := range p.own(p.target()) {
-		return s != nil
-	}
-	return false
+	return serves(p.family, p.target())
 }
 
-// own yields the services of the family.
-func (p *pass) own(all lb.Snapshot) iter.Seq[*lb.Service] {
+// own yields the services of a family.
+func own(f netfilter.Family, all lb.Snapshot) iter.Seq[*lb.Service] {
 	var first lb.Key // IPv4 comes before IPv6
-	if p.family == netfilter.IPv6 {
+	if f == netfilter.IPv6 {
 		first.Addr = netip.IPv6Unspecified()
 	}
 	return func(yield func(*lb.Service) bool) {
 		for s := range all.From(first) {
-			if !p.ours(s.Key) || !yield(s) {
+			if netfilter.FamilyOf(s.Key.Addr) != f || !yield(s) {
 				return
 			}
 		}
 	}
+}
+
+// serves reports whether there is a service of a family.
+func serves(f netfilter.Family, all lb.Snapshot) bool {
+	for range own(f, all) {
+		return true
+	}
+	return false
 }
 
 // commit writes one commit and remembers it.

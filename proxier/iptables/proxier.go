@@ -31,8 +31,9 @@ type Proxier struct {
 	log      *slog.Logger
 	evict    Evictor
 	families []*family
-	serving  map[netfilter.Family]*atomic.Pointer[lb.Snapshot] // for keep; other goroutines
+	serving  map[netfilter.Family]*atomic.Pointer[serving] // for keep; other goroutines
 	swept    bool
+	spared   int // services of unknown content at the last sweep
 }
 
 var _ proxier.Proxier = (*Proxier)(nil)
@@ -75,9 +76,9 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 	if o.Sets == nil {
 		o.Sets = netfilter.KernelSets{}
 	}
-	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[lb.Snapshot]{}}
+	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[serving]{}}
 	for _, f := range netfilter.Families {
-		p.serving[f] = &atomic.Pointer[lb.Snapshot]{}
+		p.serving[f] = &atomic.Pointer[serving]{}
 		fam := &family{
 			Family:   f,
 			kernel:   kernels[f],
@@ -110,8 +111,10 @@ func (p *Proxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) e
 			continue
 		}
 		pass := f.pass(f.memory, want, how)
+		p.begin(f, want)
 		err := pass.run(ctx)
 		if f.memory.have == nil {
+			p.lose(f)
 			broken[f.Family] = err
 			continue
 		}
@@ -136,8 +139,7 @@ func (p *Proxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) e
 
 // done follows up a pass whose outcome is known.
 func (p *Proxier) done(f *family, pass *pass) {
-	applied := f.memory.applied
-	p.serving[f.Family].Store(&applied)
+	p.serves(f, f.memory.applied)
 	if p.evict != nil {
 		pass.endFlows(p.evict)
 	}
@@ -147,36 +149,27 @@ func (p *Proxier) done(f *family, pass *pass) {
 }
 
 // spread turns the errors of whole families into failed services, if another
-// family is well, or the tool is missing: then to try again helps nobody.
+// family is well, or the tool is missing: then to try again helps nobody. What a
+// family was to give up, and nothing else, no service can answer for.
 func (p *Proxier) spread(broken map[netfilter.Family]error, want lb.Snapshot, failed *proxier.Failed) error {
 	var errs []error
-	for f, err := range broken {
+	for _, f := range p.families {
+		err, found := broken[f.Family]
+		if !found {
+			continue
+		}
 		if len(broken) == len(p.families) && !errors.Is(err, netfilter.ErrNotInstalled) {
 			errs = append(errs, err)
 			continue
 		}
-		for s := range want.All() {
-			if netfilter.FamilyOf(s.Key.Addr) == f {
-				failed.Services[s.Key] = err
-			}
+		for s := range own(f.Family, want) {
+			failed.Services[s.Key] = err
+		}
+		if !serves(f.Family, want) && serves(f.Family, f.memory.applied) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// sweep ends, once after the start, the flows to backends that nobody knows any
-// more: what went while no vipd was running.
-func (p *Proxier) sweep(how proxier.How) {
-	if p.swept || !how.Prune || p.evict == nil {
-		return
-	}
-	for _, f := range p.families {
-		if f.missing == nil && f.memory.have == nil {
-			return // a later pass will know
-		}
-	}
-	p.swept = true
-	p.evict.Sweep(p.keep)
 }
 
 // Plan implements proxier.Proxier. It reads the kernel if somebody else touched it,

@@ -28,7 +28,6 @@ type attempt struct {
 func (p *pass) try(ctx context.Context, changes []change, withGarbage bool) error {
 	m := p.memory
 	a := p.plan(changes, withGarbage)
-	m.treeOpen = true
 	for c, err := range pack(p.parts(&a), p.limit) {
 		if err == nil {
 			err = p.commit(ctx, c)
@@ -217,8 +216,8 @@ func removal(names []string, limit int) (parts []commit) {
 	if len(names) <= limit {
 		return []commit{{remove: names}}
 	}
-	for _, n := range names {
-		parts = append(parts, commit{write: []netfilter.Chain{{Name: n}}})
+	for c := range emptied(names) {
+		parts = append(parts, c)
 	}
 	for _, n := range names {
 		parts = append(parts, commit{remove: []string{n}})
@@ -241,7 +240,7 @@ func (p *pass) unwanted(a *attempt) []string {
 // strangers returns the chains in the kernel that no node and no service wants, and
 // those that the changes left. While nothing may be removed these are nodes only.
 func (p *pass) strangers(a *attempt) []string {
-	m, left := p.memory, a.left
+	m, left, target := p.memory, a.left, p.target()
 	stays := map[chainID]bool{}
 	if a.wanted {
 		stays[idOf(chainDispatch)] = true
@@ -251,7 +250,7 @@ func (p *pass) strangers(a *attempt) []string {
 		}
 	}
 	if p.how.Prune {
-		for s := range p.own(p.target()) {
+		for s := range own(p.family, target) {
 			chains, err := m.compile(s)
 			if err != nil {
 				continue // it never stood
@@ -261,8 +260,8 @@ func (p *pass) strangers(a *attempt) []string {
 			}
 		}
 	}
-	for _, k := range p.strays {
-		if p.target().Get(k) == nil {
+	for _, k := range m.strays {
+		if target.Get(k) == nil {
 			p.reach(serviceChain(k), stays) // its new version failed: the old one stands
 		}
 	}
@@ -310,12 +309,32 @@ func (p *pass) collect(ctx context.Context) error {
 	}
 	a := p.plan(nil, true)
 	names := p.unwanted(&a)
-	for _, name := range names {
-		if err := p.commit(ctx, commit{write: []netfilter.Chain{{Name: name}}}); err != nil {
+	for c, err := range pack(emptied(names), p.limit) {
+		if err == nil {
+			err = p.commit(ctx, c)
+		}
+		if err != nil {
 			return p.unknown(err)
 		}
 	}
-	return p.remove(ctx, names)
+	var errs []error
+	for some := range slices.Chunk(names, p.limit) {
+		if p.memory.have != nil { // else there was an error that is none of the names
+			errs = append(errs, p.remove(ctx, some))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// emptied yields chains without rules.
+func emptied(names []string) iter.Seq2[commit, error] {
+	return func(yield func(commit, error) bool) {
+		for _, name := range names {
+			if !yield(commit{write: []netfilter.Chain{{Name: name}}}, nil) {
+				return
+			}
+		}
+	}
 }
 
 // remove deletes empty chains, and names those to which something foreign leads.
@@ -331,5 +350,8 @@ func (p *pass) remove(ctx context.Context, names []string) error {
 		return fmt.Errorf("chain %s cannot be removed; remove the rule that leads to it: %w", names[0], err)
 	}
 	half := len(names) / 2
-	return errors.Join(p.remove(ctx, names[:half]), p.remove(ctx, names[half:]))
+	if err = p.remove(ctx, names[:half]); p.memory.have == nil {
+		return err
+	}
+	return errors.Join(err, p.remove(ctx, names[half:]))
 }
