@@ -34,6 +34,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 
+	"vipd/internal/linux"
 	"vipd/internal/netfilter"
 	"vipd/lb"
 	"vipd/proxier"
@@ -155,7 +156,7 @@ func running(tools *netfilter.Tools) *kernel {
 		tables:   tablesOf(tools),
 		anchors:  tools.Anchors(),
 		anchored: anchored(tools),
-		sysctls:  procSysctls{root: "/proc/sys"},
+		sysctls:  linux.ProcSys(),
 		watch:    tools.Watch,
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+
+	"vipd/internal/linux"
 )
 
 // summary is what Findings needs to know of the last pass.
@@ -75,7 +77,7 @@ func (d *Door) forwarding(key, family string) []string {
 		return nil
 	}
 	return []string{fmt.Sprintf("%s is 0: %s packets are not passed on, so backends on other hosts cannot be reached; set it to 1.",
-		dotted(key), family)}
+		linux.Dotted(key), family)}
 }
 
 // strictPaths tells of strict reverse path filtering (RFC 3704), which drops
@@ -132,10 +134,8 @@ func (d *Door) arpDrift() []string {
 		have, err := d.kernel.sysctls.Get(s.key)
 		if err == nil && !slices.Contains(s.good, have) {
 			found = append(found, fmt.Sprintf("%s is %s although [vip] arp is %q: this host may answer ARP for its VIPs; "+
-				"the next resync sets it to %s, look for what changed it.", dotted(s.key), have, ARPIgnore, s.want))
+				"the next resync sets it to %s, look for what changed it.", linux.Dotted(s.key), have, ARPIgnore, s.want))
 		}
 	}
 	return found
 }
-
-func dotted(key string) string { return strings.ReplaceAll(key, "/", ".") }

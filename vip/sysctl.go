@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
+	"vipd/internal/linux"
 	"vipd/internal/netfilter"
 	"vipd/proxier"
 )
@@ -24,38 +22,6 @@ type sysctls interface {
 	// Devices returns the devices with settings in a family ("ipv4", "ipv6"),
 	// without "all" and "default".
 	Devices(family string) ([]string, error)
-}
-
-// procSysctls is the settings of the network namespace of the calling thread.
-type procSysctls struct{ root string }
-
-func (p procSysctls) Get(key string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(p.root, key))
-	if err != nil {
-		return "", fmt.Errorf("sysctl %s: %w", key, err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-func (p procSysctls) Set(key, value string) error {
-	if err := os.WriteFile(filepath.Join(p.root, key), []byte(value), 0o644); err != nil {
-		return fmt.Errorf("sysctl %s = %s: %w", key, value, err)
-	}
-	return nil
-}
-
-func (p procSysctls) Devices(family string) ([]string, error) {
-	entries, err := fs.ReadDir(os.DirFS(p.root), "net/"+family+"/conf")
-	if err != nil {
-		return nil, fmt.Errorf("sysctls of devices: %w", err)
-	}
-	var names []string
-	for _, e := range entries {
-		if e.Name() != "all" && e.Name() != "default" {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
 }
 
 // arpSettings is what ARP "ignore" asks of the kernel: a value among good, or
@@ -83,7 +49,7 @@ func (p *pass) arp(ctx context.Context, f *family) error {
 		if slices.Contains(s.good, have) {
 			continue
 		}
-		object := "sysctl " + dotted(s.key)
+		object := "sysctl " + linux.Dotted(s.key)
 		err = p.do(ctx, func() []proxier.Change {
 			return []proxier.Change{{Op: proxier.Remove, Object: object, Detail: have}, {Op: proxier.Add, Object: object, Detail: s.want}}
 		}, func() error { return p.d.kernel.sysctls.Set(s.key, s.want) })
@@ -115,7 +81,7 @@ func (p *pass) checkIPv6(f *family) error {
 	case err != nil:
 		return err
 	case disabled != "0":
-		return fmt.Errorf("IPv6 is disabled on the device %s (%s is %s); set it to 0, or take the IPv6 VIPs out", p.d.device, dotted(key), disabled)
+		return fmt.Errorf("IPv6 is disabled on the device %s (%s is %s); set it to 0, or take the IPv6 VIPs out", p.d.device, linux.Dotted(key), disabled)
 	}
 	return nil
 }

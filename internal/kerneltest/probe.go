@@ -50,6 +50,11 @@ func SCTP() Feature {
 	return Feature{Name: "SCTP sockets", Module: "sctp", Config: "CONFIG_IP_SCTP", probe: probeSCTP}
 }
 
+// IPVS is the load balancer of the kernel.
+func IPVS() Feature {
+	return Feature{Name: "IPVS", Module: "ip_vs", Config: "CONFIG_IP_VS", probe: probeIPVS}
+}
+
 // SmallTable is a table of connection tracking that a test can fill. Its limit belongs
 // to the whole machine, so only the virtual one is ever given one: see LimitConnections.
 func SmallTable() Feature {
@@ -157,19 +162,35 @@ func bar(t testing.TB, f Feature) {
 			t.Errorf("kerneltest: %v", err)
 		}
 	})
-	for end := time.Now().Add(unloadTimeout); ; time.Sleep(50 * time.Millisecond) {
-		err := unix.DeleteModule(f.Module, unix.O_NONBLOCK)
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return
-		}
-		if !errors.Is(err, unix.EAGAIN) || time.Now().After(end) { // a network namespace that goes still has rules
-			t.Fatalf("kerneltest: unload module %s: %v", f.Module, err)
-		}
+	if err := unload(f.Module, time.Now().Add(unloadTimeout)); err != nil {
+		t.Fatalf("kerneltest: %v", err)
 	}
 }
 
 // unloadTimeout is how long a module may be in use by a network namespace that goes.
 const unloadTimeout = 30 * time.Second
+
+// unload removes a module, and those that use it before: the schedulers of IPVS, say.
+func unload(module string, end time.Time) error {
+	holders, err := os.ReadDir(filepath.Join("/sys/module", module, "holders"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, h := range holders {
+		if err := unload(h.Name(), end); err != nil {
+			return err
+		}
+	}
+	for ; ; time.Sleep(50 * time.Millisecond) {
+		err := unix.DeleteModule(module, unix.O_NONBLOCK)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(end) { // a network namespace that goes still has rules
+			return fmt.Errorf("unload module %s: %w", module, err)
+		}
+	}
+}
 
 // probeStatistic adds a rule to a chain that nothing leads to.
 func probeStatistic() error {
@@ -204,6 +225,16 @@ func probeDummy() error {
 		return fmt.Errorf("add a dummy device: %w", err)
 	}
 	return netlink.LinkDel(link)
+}
+
+// probeIPVS asks for the generic netlink family, which has the kernel load the module.
+func probeIPVS() error {
+	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("find the netlink family of IPVS: %w (%w)", ErrNotSupported, err)
+	} else if err != nil {
+		return fmt.Errorf("find the netlink family of IPVS: %w", err)
+	}
+	return nil
 }
 
 func probeSCTP() error {

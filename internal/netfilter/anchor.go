@@ -102,7 +102,7 @@ func (a KernelAnchors) Remove(ctx context.Context, f Family) error {
 func (a KernelAnchors) write(ctx context.Context, messages []message) error {
 	return a.ledger.write(ctx, 0, func(started func(port int)) (int, error) {
 		return onSocket(func(s *nfSocket) (int, error) {
-			port, err := s.port()
+			port, err := s.Port()
 			if err != nil {
 				return 0, err
 			}

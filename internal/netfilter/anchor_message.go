@@ -5,9 +5,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // The requests to nf_tables that the anchor needs. Numbers and layouts are those
@@ -120,7 +121,7 @@ func (s *nfSocket) transaction(ctx context.Context, messages []message) error {
 	var batch []byte
 	add := func(m message) {
 		binary.NativeEndian.PutUint32(m, uint32(len(m)))
-		binary.NativeEndian.PutUint32(m[8:], s.seq+1)
+		binary.NativeEndian.PutUint32(m[8:], s.Next())
 		batch = append(batch, m...)
 	}
 	edge := func(kind uint16) message {
@@ -137,10 +138,10 @@ func (s *nfSocket) transaction(ctx context.Context, messages []message) error {
 		add(m)
 	}
 	add(edge(unix.NFNL_MSG_BATCH_END))
-	if err := s.sendAll(batch); err != nil {
+	if err := s.SendAll(batch); err != nil {
 		return err
 	}
-	return s.answers(ctx, func([]byte) error { return nil })
+	return s.Answers(ctx, func([]byte) error { return nil })
 }
 
 // object is what the kernel says of one table, chain or rule, by attribute.
@@ -150,7 +151,7 @@ type object map[uint16][]byte
 func parseObject(b []byte) object {
 	o := object{}
 	var err error
-	for kind, payload := range attributes(b, &err) {
+	for kind, payload := range linux.Attributes(b, &err) {
 		o[kind] = bytes.Clone(payload) // the buffer is used again
 	}
 	return o
@@ -175,10 +176,10 @@ func (o object) text(kind uint16) string {
 
 // list asks for objects of nf_tables and calls each with every one of them.
 func (s *nfSocket) list(ctx context.Context, m message, each func(object)) error {
-	if err := s.send(m); err != nil {
+	if err := s.Send(m); err != nil {
 		return err
 	}
-	return s.answers(ctx, func(body []byte) error {
+	return s.Answers(ctx, func(body []byte) error {
 		if len(body) < sizeofNfgenmsg {
 			return errors.New("short netlink message")
 		}
@@ -194,18 +195,6 @@ func (s *nfSocket) one(ctx context.Context, m message) (found object, err error)
 	return found, err
 }
 
-// port returns the number by which the kernel knows the socket.
-func (s *nfSocket) port() (uint32, error) {
-	name, err := unix.Getsockname(s.fd)
-	if err != nil {
-		return 0, os.NewSyscallError("getsockname", err)
-	}
-	if netlink, ok := name.(*unix.SockaddrNetlink); ok {
-		return netlink.Pid, nil
-	}
-	return 0, errors.New("getsockname: no netlink address")
-}
-
 // onSocket runs f with a socket of its own.
 func onSocket[V any](f func(*nfSocket) (V, error)) (V, error) {
 	s, err := openSocket()
@@ -214,5 +203,5 @@ func onSocket[V any](f func(*nfSocket) (V, error)) (V, error) {
 		return none, err
 	}
 	v, err := f(s)
-	return v, errors.Join(err, s.close())
+	return v, errors.Join(err, s.Close())
 }

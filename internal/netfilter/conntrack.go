@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vipd/internal/linux"
 	"vipd/lb"
 )
 
@@ -66,7 +67,7 @@ func OpenConntrack(log *slog.Logger) (*Conntrack, error) {
 }
 
 // Close frees the sockets.
-func (c *Conntrack) Close() error { return errors.Join(c.writer.close(), c.poker.close()) }
+func (c *Conntrack) Close() error { return errors.Join(c.writer.Close(), c.poker.close()) }
 
 // Evict ends the flows that the evictions name, and no others. It goes on with
 // the next dump after an error; calling it again is safe.
@@ -139,7 +140,7 @@ func dumps(wanted map[Eviction]bool) []filter {
 // it is made once more.
 func (c *Conntrack) evict(ctx context.Context, f filter, match func(*flow) bool) (Evicted, error) {
 	done, err := c.pass(ctx, f, match)
-	if errors.Is(err, errInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
+	if errors.Is(err, linux.ErrInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
 		var again Evicted
 		again, err = c.pass(ctx, f, match)
 		done.Add(again)
@@ -156,13 +157,13 @@ func (c *Conntrack) pass(ctx context.Context, f filter, match func(*flow) bool) 
 	if err != nil {
 		return done, err
 	}
-	defer func() { err = errors.Join(err, reader.close()) }()
-	if err := reader.send(dumpRequest(f)); err != nil {
+	defer func() { err = errors.Join(err, reader.Close()) }()
+	if err := reader.Send(dumpRequest(f)); err != nil {
 		return done, err
 	}
 	var flow flow    // one for all: there could be a million
 	var unread error // the first one
-	err = reader.answers(ctx, func(body []byte) error {
+	err = reader.Answers(ctx, func(body []byte) error {
 		done.Seen++
 		var err error
 		if flow, err = parseFlow(body); err != nil {

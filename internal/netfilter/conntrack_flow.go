@@ -4,11 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
-
+	"vipd/internal/linux"
 	"vipd/lb"
 )
 
@@ -55,7 +53,7 @@ func parseFlow(body []byte) (f flow, err error) {
 	if len(body) < sizeofNfgenmsg {
 		return f, fmt.Errorf("a conntrack message of %d bytes is too short", len(body))
 	}
-	for kind, b := range attributes(body[sizeofNfgenmsg:], &err) {
+	for kind, b := range linux.Attributes(body[sizeofNfgenmsg:], &err) {
 		switch kind {
 		case ctaTupleOrig:
 			f.rawOrig = b
@@ -83,7 +81,7 @@ func parseFlow(body []byte) (f flow, err error) {
 func parseTuple(b []byte) (t tuple, err error) {
 	var src, dst netip.Addr
 	var srcPort, dstPort uint16
-	for kind, b := range attributes(b, &err) {
+	for kind, b := range linux.Attributes(b, &err) {
 		switch kind {
 		case ctaTupleIP:
 			src, dst, err = parseAddresses(b)
@@ -99,7 +97,7 @@ func parseTuple(b []byte) (t tuple, err error) {
 }
 
 func parseAddresses(b []byte) (src, dst netip.Addr, err error) {
-	for kind, b := range attributes(b, &err) {
+	for kind, b := range linux.Attributes(b, &err) {
 		switch kind {
 		case ctaIPv4Src:
 			src, err = address(b, 4)
@@ -115,7 +113,7 @@ func parseAddresses(b []byte) (src, dst netip.Addr, err error) {
 }
 
 func parseProtocol(b []byte) (proto lb.Protocol, src, dst uint16, err error) {
-	for kind, b := range attributes(b, &err) {
+	for kind, b := range linux.Attributes(b, &err) {
 		switch kind {
 		case ctaProtoNum:
 			var n uint8
@@ -132,40 +130,17 @@ func parseProtocol(b []byte) (proto lb.Protocol, src, dst uint16, err error) {
 
 // parseTCPState finds the state in CTA_PROTOINFO; it is 0 for other protocols.
 func parseTCPState(b []byte) (state uint8, err error) {
-	for kind, b := range attributes(b, &err) {
+	for kind, b := range linux.Attributes(b, &err) {
 		if kind != ctaProtoInfoTCP {
 			continue
 		}
-		for kind, b := range attributes(b, &err) {
+		for kind, b := range linux.Attributes(b, &err) {
 			if kind == ctaProtoInfoTCPState {
 				state, err = number8(b)
 			}
 		}
 	}
 	return state, err
-}
-
-// attributes yields the attributes in b: kind without flags, and payload. It
-// ends at the first error, which may also be one that the loop put in *err.
-func attributes(b []byte, err *error) iter.Seq2[uint16, []byte] {
-	return func(yield func(kind uint16, payload []byte) bool) {
-		for len(b) > 0 && *err == nil {
-			if len(b) < unix.SizeofNlAttr {
-				*err = fmt.Errorf("%d bytes are left over after the last attribute", len(b))
-				return
-			}
-			size := int(binary.NativeEndian.Uint16(b))
-			if size < unix.SizeofNlAttr || size > len(b) {
-				*err = fmt.Errorf("an attribute says that it has %d bytes of %d", size, len(b))
-				return
-			}
-			kind := binary.NativeEndian.Uint16(b[2:]) & nlaTypeMask
-			if !yield(kind, b[unix.SizeofNlAttr:size]) {
-				return
-			}
-			b = b[min(align(size), len(b)):]
-		}
-	}
 }
 
 func address(b []byte, size int) (netip.Addr, error) {

@@ -3,13 +3,13 @@ package netfilter
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"vipd/internal/linux"
 	"vipd/lb"
 )
 
@@ -128,7 +128,7 @@ func TestDeleteRequestNamesTheWholeTuple(t *testing.T) {
 		}
 		var orig tuple
 		var id uint32
-		for kind, b := range attributes(deleteRequest(&want)[unix.SizeofNlMsghdr+4:], &err) {
+		for kind, b := range linux.Attributes(deleteRequest(&want)[unix.SizeofNlMsghdr+4:], &err) {
 			switch kind {
 			case ctaTupleOrig:
 				orig, err = parseTuple(b)
@@ -187,69 +187,4 @@ func TestDumps(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestNextReply(t *testing.T) {
-	message := func(kind, flags uint16, body ...byte) []byte {
-		b := make([]byte, unix.SizeofNlMsghdr, 64)
-		binary.NativeEndian.PutUint32(b, uint32(unix.SizeofNlMsghdr+len(body)))
-		binary.NativeEndian.PutUint16(b[4:], kind)
-		binary.NativeEndian.PutUint16(b[6:], flags)
-		binary.NativeEndian.PutUint32(b[8:], 5)
-		return append(b, body...)
-	}
-	errno := func(e unix.Errno) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))) }
-	tests := []struct {
-		name    string
-		b       []byte
-		last    bool
-		err     error
-		refused bool
-	}{
-		{"entry", message(msgNew, 0, 1, 2, 3, 4), false, nil, false},
-		{"end", message(unix.NLMSG_DONE, 0, 0, 0, 0, 0), true, nil, false},
-		{"end without a status", message(unix.NLMSG_DONE, 0), true, nil, false},
-		{"end with an error", message(unix.NLMSG_DONE, 0, errno(unix.EINTR)...), true, unix.EINTR, false},
-		{"acknowledged", message(unix.NLMSG_ERROR, 0, errno(0)...), true, nil, false},
-		{"refused", message(unix.NLMSG_ERROR, 0, errno(unix.ENOENT)...), true, unix.ENOENT, false},
-		{"too short", []byte{1, 2, 3}, false, nil, true},
-		{"cut off", message(msgNew, 0, 1, 2, 3, 4)[:18], false, nil, true},
-		{"of no length", make([]byte, 16), false, nil, true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			follows := message(msgNew, 0)
-			b := tt.b
-			if !tt.refused {
-				b = append(bytes.Clone(b), follows...)
-			}
-			r, rest, err := nextReply(b)
-			if tt.refused {
-				if err == nil {
-					t.Errorf("read as %+v", r)
-				}
-				return
-			}
-			if err != nil || r.last != tt.last || !errors.Is(r.err, tt.err) || r.seq != 5 || !bytes.Equal(rest, follows) {
-				t.Errorf("%+v, rest %x, %v", r, rest, err)
-			}
-		})
-	}
-}
-
-func FuzzNextReply(f *testing.F) {
-	f.Add([]byte(dumpRequest(filter{family: IPv4, proto: lb.UDP, to: service4})))
-	f.Add(make([]byte, 16))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for len(b) > 0 {
-			r, rest, err := nextReply(b)
-			if err != nil {
-				return
-			}
-			if len(rest) >= len(b) || len(r.body) > len(b) {
-				t.Fatal("no progress")
-			}
-			b = rest
-		}
-	})
 }

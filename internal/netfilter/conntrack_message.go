@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vipd/internal/linux"
 	"vipd/lb"
 )
 
@@ -100,16 +101,7 @@ func (m *message) attr(kind uint16, payload ...byte) {
 }
 
 // nest appends an attribute that holds what inside appends.
-func (m *message) nest(kind uint16, inside func()) {
-	start := len(*m)
-	*m = append(*m, 0, 0, 0, 0)
-	inside()
-	binary.NativeEndian.PutUint16((*m)[start:], uint16(len(*m)-start))
-	binary.NativeEndian.PutUint16((*m)[start+2:], kind)
-	for len(*m) != align(len(*m)) {
-		*m = append(*m, 0)
-	}
-}
+func (m *message) nest(kind uint16, inside func()) { linux.Nest((*[]byte)(m), kind, inside) }
 
 func (m *message) tree(kind uint16, inside func()) { m.nest(kind|unix.NLA_F_NESTED, inside) }
 
@@ -220,6 +212,3 @@ func createRequest(t tuple, mark uint32, zone uint16, lifetime time.Duration) me
 	})
 	return m
 }
-
-// align rounds up to the four bytes at which netlink messages and attributes begin.
-func align(n int) int { return (n + 3) &^ 3 }

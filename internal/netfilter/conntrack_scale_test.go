@@ -112,14 +112,14 @@ func fill(t *testing.T, c *Conntrack, size uint32, entry func(i uint32) message)
 	for i := range size {
 		m := entry(i)
 		binary.NativeEndian.PutUint32(m, uint32(len(m)))
-		binary.NativeEndian.PutUint32(m[8:], c.writer.seq+1)
+		binary.NativeEndian.PutUint32(m[8:], c.writer.Next())
 		if (i+1)%100 != 0 && i+1 != size {
 			binary.NativeEndian.PutUint16(m[6:], unix.NLM_F_REQUEST|unix.NLM_F_CREATE|unix.NLM_F_EXCL) // no answer but to the last
 			batch = append(batch, m...)
 			continue
 		}
-		check(t, c.writer.sendAll(append(batch, m...)))
-		check(t, c.writer.answers(t.Context(), func([]byte) error { return nil }))
+		check(t, c.writer.SendAll(append(batch, m...)))
+		check(t, c.writer.Answers(t.Context(), func([]byte) error { return nil }))
 		batch = batch[:0]
 	}
 }

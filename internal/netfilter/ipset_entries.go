@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"vipd/internal/linux"
 	"vipd/lb"
 )
 
@@ -21,10 +22,10 @@ const ipsetBatch = 500
 func (KernelSets) Entries(ctx context.Context, set Set, each func(Entry)) error {
 	err := ipsetTalk(func(s *nfSocket) error {
 		m := ipsetMessage(nl.IPSET_CMD_LIST, unix.NLM_F_DUMP, set)
-		if err := s.send(m); err != nil {
+		if err := s.Send(m); err != nil {
 			return err
 		}
-		return s.answers(ctx, func(body []byte) error { return set.readEntries(body, each) })
+		return s.Answers(ctx, func(body []byte) error { return set.readEntries(body, each) })
 	})
 	if err != nil {
 		return fmt.Errorf("list ipset %s: %w", set.Name, err)
@@ -74,7 +75,7 @@ func ipsetTalk(f func(*nfSocket) error) error {
 		return err
 	}
 	err = ipsetError(f(s))
-	return errors.Join(err, s.close())
+	return errors.Join(err, s.Close())
 }
 
 // ipsetMessage begins a request about a set.
@@ -114,14 +115,14 @@ func (s Set) readEntries(body []byte, each func(Entry)) (err error) {
 	if len(body) < nl.SizeofNfgenmsg {
 		return errors.New("short netlink message")
 	}
-	for kind, value := range attributes(body[nl.SizeofNfgenmsg:], &err) {
+	for kind, value := range linux.Attributes(body[nl.SizeofNfgenmsg:], &err) {
 		switch kind {
 		case nl.IPSET_ATTR_TYPENAME:
 			if got := nl.BytesToString(value); got != string(s.Type) {
 				return fmt.Errorf("it is a %s: %w", got, ErrSetType)
 			}
 		case nl.IPSET_ATTR_ADT:
-			for _, row := range attributes(value, &err) {
+			for _, row := range linux.Attributes(value, &err) {
 				e, err := s.readEntry(row)
 				if err != nil {
 					return err
@@ -136,7 +137,7 @@ func (s Set) readEntries(body []byte, each func(Entry)) (err error) {
 func (s Set) readEntry(row []byte) (e Entry, err error) {
 	var peer netip.Addr
 	bits := uint8(0)
-	for kind, value := range attributes(row, &err) {
+	for kind, value := range linux.Attributes(row, &err) {
 		switch kind {
 		case nl.IPSET_ATTR_IP:
 			e.Addr, err = readSetAddr(value)
@@ -166,7 +167,7 @@ func (s Set) readEntry(row []byte) (e Entry, err error) {
 
 // readSetAddr reads an address in its container.
 func readSetAddr(b []byte) (a netip.Addr, err error) {
-	for _, value := range attributes(b, &err) {
+	for _, value := range linux.Attributes(b, &err) {
 		var ok bool
 		if a, ok = netip.AddrFromSlice(value); !ok {
 			return a, fmt.Errorf("an address of %d bytes", len(value))

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // Drift is a change to what is ours in the packet filter that somebody else made.
@@ -145,7 +147,7 @@ func (r *eventReader) chain(f Family, deleted, made bool, attrs []byte) error {
 // matter, and those that may stand before a jump of ours now.
 func (r *eventReader) rule(f Family, inserted bool, attrs []byte) (err error) {
 	var table, chain []byte
-	for kind, b := range attributes(attrs, &err) {
+	for kind, b := range linux.Attributes(attrs, &err) {
 		switch kind {
 		case unix.NFTA_RULE_TABLE:
 			table = untilZero(b)
@@ -184,7 +186,7 @@ func (r *eventReader) add(p place) {
 // end reads the last message of a commit.
 func (r *eventReader) end(attrs []byte) (n news, err error) {
 	n.places = r.places
-	for kind, b := range attributes(attrs, &err) {
+	for kind, b := range linux.Attributes(attrs, &err) {
 		switch {
 		case kind == nftaGenID && len(b) == 4:
 			n.generation = binary.BigEndian.Uint32(b)

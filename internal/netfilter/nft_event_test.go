@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // recorded returns what the kernel (6.18) told while somebody wrote, after
@@ -47,7 +49,7 @@ func readEvents(datagram []byte, each func(r *eventReader, n news)) {
 			each(&r, n)
 			r.reset()
 		}
-		datagram = datagram[min(align(size), len(datagram)):]
+		datagram = datagram[min(linux.Align(size), len(datagram)):]
 	}
 }
 
@@ -142,7 +144,7 @@ func FuzzListing(f *testing.F) {
 	for b := recorded(f); len(b) >= unix.SizeofNlMsghdr; {
 		size := int(binary.LittleEndian.Uint32(b))
 		f.Add(b[unix.SizeofNlMsghdr+sizeofNfgenmsg : size])
-		b = b[min(align(size), len(b)):]
+		b = b[min(linux.Align(size), len(b)):]
 	}
 	f.Fuzz(func(_ *testing.T, attrs []byte) {
 		r := newTableReader(IPv4, "nat")

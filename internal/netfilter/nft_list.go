@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // The tables of the nft backend as the kernel dumps them, over netlink: the text
@@ -88,8 +90,8 @@ func newTableReader(f Family, table string) *tableReader {
 
 // asker is an nfSocket.
 type asker interface {
-	send(m message) error
-	answers(ctx context.Context, each func(body []byte) error) error
+	Send(m []byte) error
+	Answers(ctx context.Context, each func(body []byte) error) error
 }
 
 // read reads the named chains, or all. The rules are asked for chain by chain: one
@@ -137,7 +139,7 @@ func (r *tableReader) request(kind, flags uint16, chain string) message {
 func (r *tableReader) dump(ctx context.Context, s asker, m message, begin func(), put func(attrs []byte) error) error {
 	for range listAttempts {
 		begin()
-		if err := r.ask(ctx, s, m, put); !errors.Is(err, errInterrupted) {
+		if err := r.ask(ctx, s, m, put); !errors.Is(err, linux.ErrInterrupted) {
 			return err
 		}
 	}
@@ -146,10 +148,10 @@ func (r *tableReader) dump(ctx context.Context, s asker, m message, begin func()
 
 // ask makes a request and hands on the attributes of each answer.
 func (r *tableReader) ask(ctx context.Context, s asker, m message, put func(attrs []byte) error) error {
-	if err := s.send(m); err != nil {
+	if err := s.Send(m); err != nil {
 		return err
 	}
-	err := s.answers(ctx, func(body []byte) error {
+	err := s.Answers(ctx, func(body []byte) error {
 		if len(body) < sizeofNfgenmsg {
 			return errors.New("short netlink message")
 		}

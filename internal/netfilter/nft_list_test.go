@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // fakeTable answers as nf_tables does for a table with two chains of ours and a base
@@ -21,13 +23,13 @@ type fakeTable struct {
 
 var fakeChains = []string{"VIPD-A", "VIPD-BC", "PREROUTING", "OTHER"}
 
-func (f *fakeTable) send(m message) error {
+func (f *fakeTable) Send(m []byte) error {
 	f.asked = m
 	f.generation += uint16(f.between)
 	return nil
 }
 
-func (f *fakeTable) answers(_ context.Context, each func([]byte) error) error {
+func (f *fakeTable) Answers(_ context.Context, each func([]byte) error) error {
 	f.dumps++
 	kind := binary.NativeEndian.Uint16(f.asked[4:]) & 0xff
 	answer := func(fill func(*message)) error {
@@ -55,7 +57,7 @@ func (f *fakeTable) answers(_ context.Context, each func([]byte) error) error {
 	if f.within > 0 && err == nil {
 		f.within--
 		f.generation++
-		err = errInterrupted
+		err = linux.ErrInterrupted
 	}
 	return err
 }

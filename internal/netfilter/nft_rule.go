@@ -6,6 +6,8 @@ import (
 	"hash/maphash"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // Names that golang.org/x/sys/unix lacks, from linux/netfilter/nf_tables_compat.h.
@@ -34,7 +36,7 @@ func (r nftRule) mark() Mark {
 
 // chainHeader reads where a chain is and what it is called.
 func chainHeader(attrs []byte) (table, chain []byte, err error) {
-	for kind, b := range attributes(attrs, &err) {
+	for kind, b := range linux.Attributes(attrs, &err) {
 		switch kind {
 		case unix.NFTA_CHAIN_TABLE:
 			table = untilZero(b)
@@ -48,7 +50,7 @@ func chainHeader(attrs []byte) (table, chain []byte, err error) {
 // ruleHeader reads the attributes of a rule, but not its expressions, which it
 // returns.
 func ruleHeader(attrs []byte) (rule nftRule, expressions []byte, err error) {
-	for kind, b := range attributes(attrs, &err) {
+	for kind, b := range linux.Attributes(attrs, &err) {
 		switch kind {
 		case unix.NFTA_RULE_TABLE:
 			rule.table = untilZero(b)
@@ -74,9 +76,9 @@ func (r *ruleReader) print() Fingerprint { return Fingerprint(r.hash.Sum64()) }
 // read reads the expressions of the next rule.
 func (r *ruleReader) read(expressions []byte, rule *nftRule) (err error) {
 	_ = r.hash.WriteByte('\n')
-	for _, element := range attributes(expressions, &err) {
+	for _, element := range linux.Attributes(expressions, &err) {
 		var name, data []byte
-		for kind, b := range attributes(element, &err) {
+		for kind, b := range linux.Attributes(element, &err) {
 			switch kind {
 			case unix.NFTA_EXPR_NAME:
 				name = untilZero(b)
@@ -121,7 +123,7 @@ func (r *nftRule) readVerdict(data []byte, err *error) {
 
 // attributeOf returns the attribute of that kind, or nil.
 func attributeOf(b []byte, kind uint16, err *error) []byte {
-	for k, value := range attributes(b, err) {
+	for k, value := range linux.Attributes(b, err) {
 		if k == kind {
 			return value
 		}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/linux"
 )
 
 // eventBuffer holds what the kernel tells while nobody listens: a commit of 500
@@ -57,7 +59,7 @@ func openEvents(buffer int) (*eventSocket, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) // as much as an unprivileged one gets
 	}
-	s := &eventSocket{file: file, buffer: make([]byte, receiveSize)}
+	s := &eventSocket{file: file, buffer: make([]byte, linux.ReceiveSize)}
 	s.next = s.receive
 	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	if err == nil {
@@ -171,7 +173,7 @@ func (s *eventSocket) hear(ctx context.Context, l *Ledger, datagram []byte) erro
 			s.reader.reset()
 			l.hear(n)
 		}
-		datagram = datagram[min(align(size), len(datagram)):]
+		datagram = datagram[min(linux.Align(size), len(datagram)):]
 	}
 	return nil
 }

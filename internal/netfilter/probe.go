@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"vipd/internal/linux"
 )
 
 // feature is a match or a target that rules of vipd rest on.
@@ -80,7 +79,7 @@ func (e *MissingError) Unwrap() error { return e.Says }
 // found out, because no namespace may be made, say; then the first pass will show.
 // It comes before the first call of Tool.
 func (t *Tools) Probe(ctx context.Context) error {
-	err := inScratch(func() error {
+	err := linux.InScratch(func() error {
 		for i, tool := range t.found {
 			if tool == nil {
 				continue
@@ -105,26 +104,6 @@ func (t *Tools) Probe(ctx context.Context) error {
 		return errors.Join(t.missing[:]...)
 	}
 	return nil
-}
-
-// inScratch runs f on a thread in a network namespace of its own. Both end with f.
-func inScratch(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // the first thread of a process never ends
-			done <- inScratch(f) // on another one, for this one is taken
-			runtime.UnlockOSThread()
-			return
-		}
-		// Never unlocked: nobody else may run in there.
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // probe tries all features at once, and if that fails each alone.
