@@ -24,7 +24,14 @@ type fakeTables struct {
 	plain      bool   // the tool does not know --random-fully
 	refuses    string // a rule with this in it is refused
 	generation uint32
+	foreign    []foreignWrite // what somebody else did
 	reads      int
+}
+
+// foreignWrite is a write by somebody else to a chain.
+type foreignWrite struct {
+	generation   uint32
+	table, chain string
 }
 
 var fakeBases = map[string][]string{
@@ -69,6 +76,13 @@ func (f *fakeTables) ReadBase(ctx context.Context, table string) (netfilter.Tabl
 }
 
 func (f *fakeTables) PlanSkeleton(ctx context.Context, s netfilter.Skeleton, seen *netfilter.Baseline) (netfilter.Repair, error) {
+	since := netfilter.Since{Now: f.generation}
+	for _, w := range f.foreign {
+		if before := seen.Mark(s.Table); w.table == s.Table && before > 0 && w.generation > before {
+			since.Chains = append(since.Chains, w.chain)
+		}
+	}
+	seen.Take(s.Table, since)
 	have, err := f.Read(ctx, s.Table)
 	if err != nil {
 		return netfilter.Repair{}, err

@@ -62,6 +62,7 @@ func (h *fakeHost) ipset(t *testing.T, words []string) error {
 func (f *fakeTables) edit(words []string) error {
 	f.generation++
 	table, op, chain := words[1], words[2], words[3]
+	f.foreign = append(f.foreign, foreignWrite{f.generation, table, chain})
 	chains := f.base[table]
 	if strings.HasPrefix(chain, netfilter.ChainPrefix) {
 		chains = f.own[table]

@@ -98,6 +98,7 @@ func (p *pass) repair(ctx context.Context, f *family, t tables, table string, r 
 		return fmt.Errorf("table %s: %w", table, err)
 	}
 	if p.plan == nil {
+		r.Made(p.d.seen[index(f.Family)])
 		p.d.log.Info("rules of the door changed", "family", f.Family, "table", table, "lines", len(r.Lines))
 	}
 	return nil

@@ -22,7 +22,7 @@ func TestB61_AJumpBehindARuleThatOnlyNftCanShowIsPutRightOnce(t *testing.T) {
 		tool, seen, want := kernelTool(t, f), NewBaseline(), testSkeleton()
 		ensure := func(step string, wantWrite bool) {
 			t.Helper()
-			if r, err := tool.EnsureSkeleton(t.Context(), want, seen); err != nil || r.Empty() == wantWrite {
+			if r, err := tool.ensure(t.Context(), want, seen); err != nil || r.Empty() == wantWrite {
 				t.Fatalf("%s, %s: wrote %q, %v", f, step, r.Script, err)
 			}
 		}

@@ -28,7 +28,15 @@ type Repair struct {
 	Script []byte // for Restore: one commit
 	Lines  []Line // the same, for people
 
-	written []string // the chains that are written
+	touched []string // the chains that are written or removed
+}
+
+// Made notes that the repair was committed: its chains hold what we wrote, whatever
+// somebody else did to them before.
+func (r Repair) Made(seen *Baseline) {
+	for _, name := range r.touched {
+		seen.Forget(name)
+	}
 }
 
 // Empty reports whether there is nothing to do.
@@ -67,7 +75,7 @@ func (s Skeleton) CompareListed(have Table, list Listing, seen *Baseline) Repair
 		if seen.Same(c.Name, c.Sum(), len(lines), list.Own[c.Name]) {
 			continue
 		}
-		r.written = append(r.written, c.Name)
+		r.touched = append(r.touched, c.Name)
 		c.WriteDeclare(&declare)
 		c.WriteRules(&rules)
 		r.removed(c.Name, old)
@@ -93,6 +101,7 @@ func (s Skeleton) Removal(have Table) Repair {
 		if old, found := have.Own[c.Name]; found {
 			rules.WriteString("-F " + c.Name + "\n")
 			remove.WriteString("-X " + c.Name + "\n")
+			r.touched = append(r.touched, c.Name)
 			r.removed(c.Name, old)
 			r.Lines = append(r.Lines, Line{Text: ":" + c.Name})
 		}
@@ -173,7 +182,8 @@ var baseChains = map[string][]string{
 	"raw":    {"PREROUTING", "OUTPUT"},
 }
 
-// PlanSkeleton reads the table and returns what EnsureSkeleton would do.
+// PlanSkeleton reads the table and returns what has to be committed for the Skeleton
+// to stand; the zero Repair if it does.
 func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
 	since, err := t.Since(ctx, seen.Mark(s.Table), s.Table)
 	if err != nil {
@@ -190,36 +200,4 @@ func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Re
 		return Repair{}, err
 	}
 	return s.CompareListed(have, list, seen), nil
-}
-
-// EnsureSkeleton makes the Skeleton stand, in one commit, and returns what it
-// did. If all of it stands it writes nothing.
-func (t *Tool) EnsureSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
-	r, err := t.PlanSkeleton(ctx, s, seen)
-	if err != nil || r.Empty() {
-		return Repair{}, err
-	}
-	if err := t.Restore(ctx, r.Script); err != nil {
-		return Repair{}, fmt.Errorf("%s table %s: %w", t.family, s.Table, err)
-	}
-	for _, name := range r.written {
-		seen.Forget(name)
-	}
-	return r, nil
-}
-
-// RemoveSkeleton takes the Skeleton away. It is no error if nothing of it stands.
-func (t *Tool) RemoveSkeleton(ctx context.Context, s Skeleton) (Repair, error) {
-	have, err := t.ReadChains(ctx, s.Table, s.Names()...)
-	if err != nil {
-		return Repair{}, err
-	}
-	r := s.Removal(have)
-	if r.Empty() {
-		return Repair{}, nil
-	}
-	if err := t.Restore(ctx, r.Script); err != nil {
-		return Repair{}, fmt.Errorf("removing from %s table %s: %w", t.family, s.Table, err)
-	}
-	return r, nil
 }

@@ -3,6 +3,7 @@
 package netfilter
 
 import (
+	"context"
 	"errors"
 	"os/exec"
 	"slices"
@@ -62,6 +63,30 @@ func TestToolReadsWhatItWrote(t *testing.T) {
 	}
 }
 
+// ensure makes a Skeleton stand, and returns what that took.
+func (t *Tool) ensure(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
+	r, err := t.PlanSkeleton(ctx, s, seen)
+	return r, errors.Join(err, t.commit(ctx, r, seen))
+}
+
+// takeAway removes a Skeleton, and returns what that took.
+func (t *Tool) takeAway(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
+	have, err := t.ReadChains(ctx, s.Table, s.Names()...)
+	r := s.Removal(have)
+	return r, errors.Join(err, t.commit(ctx, r, seen))
+}
+
+func (t *Tool) commit(ctx context.Context, r Repair, seen *Baseline) error {
+	if r.Empty() {
+		return nil
+	}
+	err := t.Restore(ctx, r.Script)
+	if err == nil {
+		r.Made(seen)
+	}
+	return err
+}
+
 func TestB61_SkeletonIsRepairedInTheKernel(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -71,7 +96,7 @@ func TestB61_SkeletonIsRepairedInTheKernel(t *testing.T) {
 		ensure := func(step string, wantWrite bool) {
 			t.Helper()
 			for i := range 2 {
-				r, err := tool.EnsureSkeleton(t.Context(), want, seen)
+				r, err := tool.ensure(t.Context(), want, seen)
 				if err != nil {
 					t.Fatalf("%s, %s: %v", f, step, err)
 				}
@@ -97,14 +122,14 @@ func TestB61_SkeletonIsRepairedInTheKernel(t *testing.T) {
 		ensure("rule replaced", true)
 		harm("-F VIPD-B\n")
 		ensure("chain flushed", true)
-		if _, err := tool.RemoveSkeleton(t.Context(), want); err != nil {
+		if _, err := tool.takeAway(t.Context(), want, seen); err != nil {
 			t.Fatal(err)
 		}
 		table, err := tool.Read(t.Context(), "nat")
 		if err != nil || len(table.Own) != 0 || len(table.Base["PREROUTING"]) != 1 {
 			t.Errorf("%s: after removal %+v, %v", f, table, err)
 		}
-		if r, err := tool.RemoveSkeleton(t.Context(), want); err != nil || !r.Empty() {
+		if r, err := tool.takeAway(t.Context(), want, seen); err != nil || !r.Empty() {
 			t.Errorf("%s: second removal %s, %v", f, r.Script, err)
 		}
 	}

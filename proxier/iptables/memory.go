@@ -79,9 +79,7 @@ func (m *memory) wrote(c commit) {
 		delete(m.have, idOf(name))
 		m.seen.Forget(name)
 	}
-	if !c.repair.Empty() {
-		m.seen.Forget(chainService)
-	}
+	c.repair.Made(m.seen)
 }
 
 // adopt takes over what was read from the kernel. It returns the services that
