@@ -71,20 +71,26 @@ func (w *lockWaits) end() {
 // gets it, the deadline passes or ctx ends.
 func (t *Tool) runLocked(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error) {
 	args = append(args, "-w", strconv.Itoa(int(lockStep/time.Second)))
-	began := time.Now()
+	log := t.options.Log.With("family", t.family)
+	began, holder := time.Now(), ""
 	defer t.lock.end()
-	for {
+	for runs := 1; ; runs++ {
 		out, err := t.runOnce(ctx, path, args, stdin, nil)
+		waited := time.Since(began).Round(time.Second)
 		if !lockHeld(err) {
+			if holder != "" {
+				log.Warn("the wait for the xtables lock is over", "holder", holder, "waited", waited)
+			}
 			return out, err
 		}
-		holder := lockHolder()
+		holder = lockHolder()
 		t.lock.begin(holder)
-		waited := time.Since(began)
-		if waited >= t.options.Deadline {
-			return nil, fmt.Errorf("%s: the xtables lock is held by %s; waited %s for it", path, holder, waited.Round(time.Second))
+		if time.Since(began) >= t.options.Deadline {
+			return nil, fmt.Errorf("%s: the xtables lock is held by %s; waited %s for it", path, holder, waited)
 		}
-		t.options.Log.Warn("waiting for the xtables lock", "family", t.family, "holder", holder, "for", waited.Round(time.Second))
+		if runs&(runs-1) == 0 { // 1, 2, 4, 8... steps
+			log.Warn("waiting for the xtables lock", "holder", holder, "waited", waited)
+		}
 	}
 }
 
