@@ -122,7 +122,8 @@ func client(ctx context.Context, o *options) *admin.Client {
 	if o.socket != "" {
 		return admin.NewClient(o.socket)
 	}
-	return admin.NewClient(config.AdminSocket(ctx, o.config))
+	places, _ := config.FindPlaces(ctx, o.config) // what is guessed is tried
+	return admin.NewClient(places.AdminSocket)
 }
 
 func newReload(o *options) *cobra.Command {
