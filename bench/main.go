@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vipd/internal/kerneltest"
 )
 
 // The arms.
@@ -69,7 +71,7 @@ func main() {
 	defer stop()
 	var err error
 	if name := os.Getenv(armEnv); name != "" {
-		if err = enter(); err == nil {
+		if err = kerneltest.Enter(); err == nil {
 			err = serveArm(ctx, name, os.Stdin, os.Stdout)
 		}
 	} else {

@@ -6,9 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -160,27 +158,4 @@ func up(link, addr string) error {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// enter makes the process at home in the namespaces that it was started in: /proc
-// and /sys show them, /run is empty and writable (xtables keeps its lock there),
-// and bridged packets do not pass iptables.
-func enter() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("mount / private: %w", err)
-	}
-	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"tmpfs", "/run"}} {
-		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.kind, m.at, err)
-		}
-	}
-	files, err := filepath.Glob("/proc/sys/net/bridge/bridge-nf-call-*")
-	if err != nil {
-		return err
-	}
-	quiet := map[string]string{}
-	for _, f := range files {
-		quiet[strings.TrimPrefix(f, "/proc/sys/")] = "0"
-	}
-	return errors.Join(up("lo", ""), sysctls(quiet))
 }

@@ -28,14 +28,12 @@ const defaultTimeout = 10 * time.Minute
 // Isolate runs the calling test in a process of its own. In the outer process it
 // starts the test binary again for this test alone, in fresh network, mount and
 // process namespaces, waits, takes over output and result, and returns false. In
-// the inner process it returns true: loopback is up, /run is empty and writable
-// (the lock of xtables and the names of namespaces live there), /proc and /sys show
-// the new namespaces, and bridged packets do not pass iptables
-// (bridge-nf-call-*=0). It needs root and fails without it.
+// the inner process it returns true, after Enter. It needs root and fails without
+// it.
 func Isolate(t testing.TB) bool {
 	t.Helper()
 	if os.Getenv(isolatedEnv) == t.Name() {
-		if err := enter(); err != nil {
+		if err := Enter(); err != nil {
 			t.Fatalf("kerneltest: setting up the namespaces: %v", err)
 		}
 		return true
@@ -115,8 +113,11 @@ func exactly(test string) string {
 	return strings.Join(parts, "/")
 }
 
-// enter makes the inner process at home in its namespaces.
-func enter() error {
+// Enter makes a process at home in the fresh network, mount and process namespaces
+// that it was started in: loopback is up, /run is empty and writable (the lock of
+// xtables and the names of namespaces live there), /proc and /sys show the new
+// namespaces, and bridged packets do not pass iptables (bridge-nf-call-*=0).
+func Enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount / private: %w", err)
 	}

@@ -116,17 +116,6 @@ func join(l, r *tree) *tree {
 	return t
 }
 
-// all appends the keys in order.
-func (t *tree) all(keys []lb.Key) []lb.Key {
-	switch {
-	case t == nil:
-		return keys
-	case t.left == nil:
-		return append(keys, t.key)
-	}
-	return t.right.all(t.left.all(keys))
-}
-
 // The bits of a key, in order: the address, the protocol, the port. TCP and UDP
 // share the first bit of the protocol, so that "! -p sctp" tells them from SCTP.
 const (

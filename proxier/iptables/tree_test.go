@@ -195,3 +195,14 @@ func checkBetween(t *testing.T, h *harness, pool []lb.Key, was, next lb.Snapshot
 		}
 	}
 }
+
+// all appends the keys in order.
+func (t *tree) all(keys []lb.Key) []lb.Key {
+	switch {
+	case t == nil:
+		return keys
+	case t.left == nil:
+		return append(keys, t.key)
+	}
+	return t.right.all(t.left.all(keys))
+}
