@@ -51,7 +51,8 @@ func TestOwnPartOfAChangeDoesNotGrow(t *testing.T) {
 func ownCost(t *testing.T, e *engine, c *catalog) (bytes uint64) {
 	t.Helper()
 	const rounds = 20
-	var user, system, total time.Duration
+	var user, system, sync, door, total time.Duration
+	tools := toolCPU()
 	for i := range rounds + 1 {
 		if _, err := e.settle(t.Context()); err != nil {
 			t.Fatal(err)
@@ -68,17 +69,18 @@ func ownCost(t *testing.T, e *engine, c *catalog) (bytes uint64) {
 		}
 		rusage(t, &usedAfter)
 		runtime.ReadMemStats(&memoryAfter)
-		if i == 0 {
-			continue // warms up
+		if i == 0 { // warms up
+			tools = toolCPU()
+			continue
 		}
-		total += p.ended.Sub(start)
+		total, sync, door = total+p.ended.Sub(start), sync+p.sync, door+p.shut+p.open
 		user += time.Duration(usedAfter.Utime.Nano() - used.Utime.Nano())
 		system += time.Duration(usedAfter.Stime.Nano() - used.Stime.Nano())
 		bytes += memoryAfter.TotalAlloc - memory.TotalAlloc
 	}
 	mean := func(d time.Duration) time.Duration { return (d / rounds).Round(time.Microsecond) }
-	t.Logf("%6d services: a change takes %v; own processor time %v in the program and %v in the kernel for it; %d bytes allocated",
-		len(c.services), mean(total), mean(user), mean(system), bytes/rounds)
+	t.Logf("%6d services: own processor time %v in the program and %v in the kernel for it, %d bytes allocated; a change takes %v, of which rules %v, door %v; the tool's processor time %v",
+		len(c.services), mean(user), mean(system), bytes/rounds, mean(total), mean(sync), mean(door), mean(toolCPU()-tools))
 	return bytes / rounds
 }
 
