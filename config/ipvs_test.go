@@ -24,7 +24,8 @@ func TestWordsOfIPVS(t *testing.T) {
 	const defaults = "[defaults]\nscheduler = \"mh\"\nscheduler_flags = [\"mh-port\"]\n"
 	for lines, want := range map[string]lb.Spec{
 		"port = 80" + backend:                                           {Scheduler: lb.MH, Flags: lb.FlagPort},
-		"port = 80\nscheduler = \"sh\"" + backend:                       {Scheduler: lb.SH},
+		"port = 80\nscheduler = \"sh\"" + backend:                       {Scheduler: lb.SH, Flags: lb.FlagFallback},
+		"port = 80\nscheduler = \"sh\"\nscheduler_flags = []" + backend: {Scheduler: lb.SH},
 		"port = 80\nscheduler = \"wrr\"\nmode = \"iptables\"" + backend: {Scheduler: lb.WRR, Mode: lb.IPTables},
 		"port = 80\nscheduler_flags = [\"mh-fallback\"]" + backend:      {Scheduler: lb.MH, Flags: lb.FlagFallback},
 	} {

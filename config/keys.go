@@ -65,7 +65,7 @@ func (p *parser) settings() []key {
 		restart(bound("ipvs.estimation", func(c *Config) *bool { return &c.IPVS.Estimation }, node.boolean, strconv.FormatBool)),
 		bound("discovery.static.allow_empty", func(c *Config) *bool { return &c.Discovery.Static.AllowEmpty }, node.boolean, strconv.FormatBool),
 		bound("defaults.scheduler", func(c *Config) *lb.Scheduler { return &c.Defaults.Scheduler }, p.readScheduler, showText[lb.Scheduler]),
-		{path: "defaults.scheduler_flags", read: readDefaultFlags, show: func(c *Config) string { return showFlags(c.Defaults.Scheduler, c.Defaults.Flags) }},
+		{path: "defaults.scheduler_flags", read: func(n node, c *Config) { p.ownFlags(n, c.Defaults.Scheduler, &c.Defaults.Flags) }, show: func(c *Config) string { return showFlags(c.Defaults.Scheduler, c.Defaults.Flags) }},
 		bound("defaults.affinity_timeout", func(c *Config) *time.Duration { return &c.Defaults.Affinity }, readAffinity, showDuration),
 		bound("defaults.drain_timeout", func(c *Config) *time.Duration { return &c.Defaults.DrainTimeout }, readDrainTimeout, showDuration),
 		bound("defaults.allow", func(c *Config) *[]netip.Prefix { return &c.Defaults.Allow }, readDefaultRanges, showPrefixes),

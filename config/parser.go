@@ -74,6 +74,9 @@ func (p *parser) globals(root node) {
 		}
 	}
 	c := p.config
+	if _, found := root.lookup("defaults.scheduler_flags"); !found {
+		c.Defaults.Flags = defaultFlags(c.Defaults.Scheduler)
+	}
 	if _, found := root.lookup("vip.allowed"); !found {
 		at, _ := root.lookup("vip")
 		at.failKey(`vip.allowed is missing; name the prefixes that VIPs may be in, like allowed = ["192.0.2.0/24"]`)

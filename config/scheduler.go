@@ -88,26 +88,38 @@ func readFlags(n node, s lb.Scheduler) (lb.SchedulerFlags, bool) {
 	return flags, ok
 }
 
-// readDefaultFlags reads those of the scheduler that stands beside them.
-func readDefaultFlags(n node, c *Config) {
-	if flags, ok := readFlags(n, c.Defaults.Scheduler); ok {
-		c.Defaults.Flags = flags
+// defaultFlags are those of a scheduler of which the file says nothing. A backend
+// that drains, or has weight 0, keeps its place in the table of SH and MH (the
+// kernel's ip_vs_sh.c; last_weight of ip_vs_mh.c), and without FlagFallback who
+// hashes to that place is refused although others could serve.
+func defaultFlags(s lb.Scheduler) lb.SchedulerFlags {
+	if s.Hashes() {
+		return lb.FlagFallback
+	}
+	return 0
+}
+
+// ownFlags reads the flags of a scheduler from where they stand.
+func (p *parser) ownFlags(n node, s lb.Scheduler, into *lb.SchedulerFlags) {
+	flags, ok := readFlags(n, s)
+	if !ok {
+		return
+	}
+	*into = flags
+	if s.Hashes() && flags&lb.FlagFallback == 0 {
+		p.warn(n, "without %s-fallback clients are refused that scheduler %s gives to a backend which drains or has weight 0; add it", s, s)
 	}
 }
 
 // flags reads those of a service. A service with a scheduler of its own inherits
 // none of another one.
 func (p *parser) flags(e *entry) {
-	d := p.config.Defaults
-	if e.scheduler == d.Scheduler {
+	e.flags = defaultFlags(e.scheduler)
+	if d := p.config.Defaults; e.scheduler == d.Scheduler {
 		e.flags = d.Flags
 	}
-	n, found := e.at.field("scheduler_flags")
-	if !found {
-		return
-	}
-	if flags, ok := readFlags(n, e.scheduler); ok {
-		e.flags = flags
+	if n, found := e.at.field("scheduler_flags"); found {
+		p.ownFlags(n, e.scheduler, &e.flags)
 	}
 }
 

@@ -91,10 +91,12 @@ func (p *parser) checkAble(e *entry) {
 		check func(node)
 	}{
 		{"scheduler", func(n node) { p.checkScheduler(n, e.mode, e.scheduler) }},
-		{"scheduler_flags", func(n node) { p.checkFlags(n, e.mode, e.flags) }},
 		{"affinity_timeout", func(n node) { p.checkAffinity(n, e.mode, e.affinity) }},
 		{"allow", func(n node) { p.checkClients(n, e.mode, e.clients.some) }},
 		{"forward", func(n node) { p.checkForward(n, e.mode, e.forward) }},
+	}
+	if at, own := e.at.field("scheduler_flags"); own { // else the scheduler says it
+		p.checkFlags(at, e.mode, e.flags)
 	}
 	for _, c := range checks {
 		if at, own := e.at.field(c.key); own {
