@@ -32,6 +32,7 @@ var damages = []damage{
 	{name: "F65_all_tables_are_flushed", do: "for t in iptables-nft ip6tables-nft; do $t -t nat -F; $t -F; $t -t mangle -F; done", culprit: "tables-nft", refused: true},
 	{name: "F66_one_chain_is_flushed", do: "iptables-nft -t nat -F VIPD-SVC; ip6tables-nft -t nat -F VIPD-SVC", culprit: "tables-nft"},
 	{name: "F66_the_chain_of_a_service_is_flushed", do: "iptables-nft -t nat -F $(iptables-nft-save -t nat | grep -- --to-destination | head -1 | cut -d' ' -f2)", culprit: "iptables-nft"},
+	{name: "B61_the_chain_of_a_service_is_renamed", do: "iptables-nft -t nat -E $(iptables-nft-save -t nat | grep -- --to-destination | head -1 | cut -d' ' -f2) MINE", culprit: "iptables-nft"},
 	{name: "F66_the_guard_is_flushed", do: "iptables-nft -F VIPD-IN; ip6tables-nft -F VIPD-IN", culprit: "tables-nft"},
 	{name: "F68_the_rule_set_is_flushed", do: "nft flush ruleset", culprit: "nft", deadly: true, refused: true},
 	{name: "F69_firewalld_reloads", do: "for t in iptables-nft ip6tables-nft; do for n in nat filter mangle raw; do $t -t $n -F; $t -t $n -X; done; $t-restore </run/$t.old; done", culprit: "tables-nft", refused: true},
