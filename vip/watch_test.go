@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -173,22 +174,22 @@ func TestWatchGoesOnAfterLostEvents(t *testing.T) {
 // processor to others.
 func TestWatchThatAlwaysLosesEventsKeepsItsPace(t *testing.T) {
 	w := newFakeWorld()
-	begun := 0
+	var begun atomic.Int64
 	w.fake.links.fail = func(op string) error {
 		if op != "watch" {
 			return nil
 		}
-		if begun++; begun > 1000 {
+		if begun.Add(1) > 1000 {
 			return errors.New("too often")
 		}
 		return errEventsLost
 	}
 	watching(t, w.door(t), func(t *testing.T, _ *listener, _ func()) {
-		begun = 0
+		begun.Store(0)
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if most := int(time.Second / settle); begun == 0 || begun > most+1 {
-			t.Errorf("begun %d times in a second", begun)
+		if n := begun.Load(); n == 0 || n > int64(time.Second/settle)+1 {
+			t.Errorf("begun %d times in a second", n)
 		}
 	})
 }
