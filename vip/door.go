@@ -10,6 +10,9 @@
 //   - A VIP is in the set that the guard looks at for as long as it is an address
 //     of this host: into the set first, out of it last. A daemon of the host that
 //     listens on all addresses is therefore never reachable on a VIP.
+//   - A VIP:port whose mode takes packets at INPUT (ipvs) is in a set of its own, from
+//     after its virtual server stands until before that goes or loses its last usable
+//     backend: beside the virtual server such a packet meets the daemons of the host.
 //   - No VIP is opened while the chains and sets of its family are not known to
 //     stand. The families fail apart.
 //   - An address is ours if it stands on our device in our shape (see
@@ -65,8 +68,11 @@ type Options struct {
 	// DropInvalid drops packets of our flows that conntrack finds invalid (out of
 	// window, say), which would else end the connection. See Door.entrance.
 	DropInvalid bool
-	Evict       Evictor      // ends flows that began before their VIP was open; nil: nobody does
-	Log         *slog.Logger // slog.Default()
+	// Input says that a mode of this host takes packets of services at INPUT: ipvs.
+	// The door then knows services that are open there (see Door.guard, Door.arrival).
+	Input bool
+	Evict Evictor      // ends flows that began before their VIP was open; nil: nobody does
+	Log   *slog.Logger // slog.Default()
 
 	kernel *kernel // nil: the running kernel
 }
@@ -95,6 +101,7 @@ type Door struct {
 	mark   uint32
 	arp    ARP
 	drop   bool // of invalid packets
+	input  bool // a mode takes packets at INPUT
 	evict  Evictor
 	log    *slog.Logger
 	kernel *kernel
@@ -115,8 +122,8 @@ type Door struct {
 // New returns a Door. It touches nothing yet.
 func New(o Options) (*Door, error) {
 	d := &Door{
-		device: o.Device, mark: o.Mark, arp: o.ARP, drop: o.DropInvalid, evict: o.Evict, log: o.Log, kernel: o.kernel,
-		busy: make(chan struct{}, 1), state: newState(o.DropInvalid),
+		device: o.Device, mark: o.Mark, arp: o.ARP, drop: o.DropInvalid, input: o.Input, evict: o.Evict, log: o.Log, kernel: o.kernel,
+		busy: make(chan struct{}, 1), state: newState(o),
 	}
 	if d.device == "" {
 		d.device = DefaultDevice
@@ -178,6 +185,11 @@ func tablesOf(tools *netfilter.Tools) func(netfilter.Family) (tables, error) {
 // names the services whose VIP this host must not take, with the reason, and all
 // services of a family that cannot be filtered. After any other error nothing is
 // known to stand.
+//
+// A service that moves to a mode which takes its packets elsewhere (lb.Service.Mode)
+// is let new connections by both from Shut until Open. So the mode that it comes from
+// must take them until the mode that it goes to stands; and when it moves to one that
+// takes packets at INPUT, until Open has returned.
 func (d *Door) Shut(ctx context.Context, want lb.Snapshot, how proxier.How) error {
 	if err := d.lock(ctx); err != nil {
 		return err

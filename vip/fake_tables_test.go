@@ -36,7 +36,7 @@ type foreignWrite struct {
 
 var fakeBases = map[string][]string{
 	"filter": {"INPUT", "FORWARD", "OUTPUT"}, "nat": {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"},
-	"mangle": {"PREROUTING"}, "raw": {"PREROUTING"},
+	"mangle": {"PREROUTING", "INPUT", "OUTPUT"}, "raw": {"PREROUTING"},
 }
 
 func newFakeTables(sets *netfilter.FakeSets) *fakeTables {

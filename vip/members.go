@@ -25,6 +25,7 @@ type members interface {
 	// of list it is not known.
 	read(list func(each func(netfilter.Entry)) error) error
 	held(e netfilter.Entry) bool
+	wanted(e netfilter.Entry) bool
 	// holds returns how many entries the kernel holds.
 	holds() int
 	clone() members
@@ -57,6 +58,7 @@ func (p *packed[E]) surplus() []netfilter.Entry      { return p.unpackAll(p.tall
 func (p *packed[E]) added(e netfilter.Entry)         { p.tally.added(p.pack(e)) }
 func (p *packed[E]) removed(e netfilter.Entry)       { p.tally.removed(p.pack(e)) }
 func (p *packed[E]) held(e netfilter.Entry) bool     { return p.tally.held(p.pack(e)) }
+func (p *packed[E]) wanted(e netfilter.Entry) bool   { return p.tally.wanted(p.pack(e)) }
 func (p *packed[E]) holds() int                      { return p.tally.holds }
 func (p *packed[E]) clone() members                  { return &packed[E]{p.tally.clone(), p.pack, p.unpack} }
 

@@ -114,6 +114,9 @@ func (p *pass) prepare(ctx context.Context, f *family) error {
 		if err := p.ensureRules(ctx, f); err != nil {
 			return err
 		}
+		if err := p.retireArrival(ctx, f); err != nil {
+			return err
+		}
 		if err := p.ensureAnchor(ctx, f); err != nil {
 			return err
 		}
@@ -162,8 +165,10 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 // It notes those that fail for themselves.
 func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error) error {
 	if f.standing {
-		if err := p.fill(ctx, f, setServed); err != nil {
-			return err
+		for _, i := range lets {
+			if err := p.fill(ctx, f, i); err != nil {
+				return err
+			}
 		}
 	}
 	missing := f.addrs.missing()
@@ -217,9 +222,17 @@ func (p *pass) endEarly(want lb.Snapshot) {
 }
 
 // refuseUnserved has the guard refuse at once what a service can no longer take,
-// before its rules go. See chainGuard.
+// before its rules or its virtual server go. See guard. A service that moves to a
+// mode which takes its packets elsewhere is let both until Open.
 func (p *pass) refuseUnserved(ctx context.Context, f *family) error {
-	return p.drain(ctx, f, setServed)
+	moves := func(e netfilter.Entry) bool { return f.sets[setServed].wanted(e) || f.sets[setOpen].wanted(e) }
+	if err := p.drainBut(ctx, f, setServed, moves); err != nil {
+		return err
+	}
+	if err := p.drainBut(ctx, f, setOpen, moves); err != nil {
+		return err
+	}
+	return p.drain(ctx, f, setDirect)
 }
 
 // takeDown takes down the VIPs that nobody wants: off the device, then out of
@@ -238,6 +251,11 @@ func (p *pass) clear(ctx context.Context, f *family) error {
 			return err
 		}
 	}
+	for _, i := range lets { // what moved to another mode
+		if err := p.drain(ctx, f, i); err != nil {
+			return err
+		}
+	}
 	for _, i := range slices.Backward(helpers[:]) {
 		if err := p.drain(ctx, f, i); err != nil {
 			return err
@@ -247,6 +265,9 @@ func (p *pass) clear(ctx context.Context, f *family) error {
 		return nil
 	}
 	if err := p.removeRules(ctx, f); err != nil {
+		return err
+	}
+	if err := p.retireArrival(ctx, f); err != nil {
 		return err
 	}
 	if err := p.removeAnchor(ctx, f); err != nil {

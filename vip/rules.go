@@ -30,8 +30,10 @@ var _ tables = (*netfilter.Tool)(nil)
 
 // The chains of the door, and the table of the one that guards.
 const (
+	tableMangle  = "mangle"
 	tableGuard   = "filter"
 	chainPre     = netfilter.ChainPrefix + "PRE"
+	chainArrival = netfilter.ChainPrefix + "LIN"
 	chainGuard   = netfilter.ChainPrefix + "IN"
 	chainForward = netfilter.ChainPrefix + "FWD"
 	chainPost    = netfilter.ChainPrefix + "POST"
@@ -93,15 +95,21 @@ func (d *Door) entrance(f netfilter.Family) netfilter.Skeleton {
 		states = "INVALID,NEW"
 		rules = append(rules, "-m conntrack --ctstate INVALID "+matchSet(netfilter.SetBE, f)+" src,src -j DROP")
 	}
-	return netfilter.Skeleton{
-		Table:  "mangle",
+	s := netfilter.Skeleton{
+		Table:  tableMangle,
 		Chains: []netfilter.Chain{{Name: chainPre, Rules: rules}},
 		Jumps:  []netfilter.Jump{{Base: "PREROUTING", Rule: "-m conntrack --ctstate " + states + " -j " + chainPre}},
 	}
+	if d.input {
+		arrival := d.arrival(f)
+		s.Chains, s.Jumps = append(s.Chains, arrival.Chains...), append(s.Jumps, arrival.Jumps...)
+	}
+	return s
 }
 
-// guard is the rules for what is left for the host itself on a VIP (chainGuard):
-// a packet of a service has another destination by then. Ping is answered. A TCP
+// guard is the rules for what is left for the host itself on a VIP (chainGuard): a
+// packet of a service has another destination by then, or its mode takes it after
+// the guard (letHalf, letOpen). Ping is answered. A TCP
 // packet in the middle of a connection that conntrack does not know (its entry
 // was deleted when a drain ended) counts as NEW there and is answered by a RST.
 //
@@ -115,12 +123,14 @@ func (d *Door) guard(f netfilter.Family) (rules []string) {
 		icmp, sctpReject, reject = "ipv6-icmp", "icmp6-adm-prohibited", "icmp6-port-unreachable"
 	}
 	rules = append(rules, "-p "+icmp+" -j ACCEPT")
+	rules = append(rules, d.letHalf(f)...)
 	if d.drop {
 		rules = append(rules, "-m conntrack --ctstate INVALID -j DROP")
 	}
+	rules = append(rules, "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT")
+	rules = append(rules, d.letOpen(f)...)
 	return append(rules,
-		"-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
-		"-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j REJECT --reject-with tcp-reset",
+		notSYN+" -j REJECT --reject-with tcp-reset",
 		"! -i lo "+matchSet(netfilter.SetServed, f)+" dst,dst -j DROP",
 		"-p tcp -j REJECT --reject-with tcp-reset",
 		"-p sctp -j REJECT --reject-with "+sctpReject,

@@ -70,7 +70,7 @@ func TestStateOfManyServices(t *testing.T) {
 	const n = 10_000
 	want := manyServices(n, 10)
 	before := heap()
-	s := newState(true)
+	s := newState(Options{DropInvalid: true})
 	s.want(want)
 	for _, f := range s.families {
 		for a := range f.addrs.cells {

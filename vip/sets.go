@@ -19,7 +19,7 @@ func (p *pass) createSets(ctx context.Context, f *family) error {
 	}
 	for i := range f.sets {
 		set := f.set(i)
-		if _, found := p.sets[set.Name]; found {
+		if _, found := p.sets[set.Name]; found || ofInput(i) && !p.d.input {
 			continue
 		}
 		err := p.do(ctx, func() []proxier.Change {
@@ -75,7 +75,12 @@ func (p *pass) add(ctx context.Context, f *family, i int, entries []netfilter.En
 // may be removed that is only what a service that is wanted has no use for any
 // more: its ranges are narrowed, say.
 func (p *pass) drain(ctx context.Context, f *family, i int) error {
-	set, entries := f.set(i), f.sets[i].surplus()
+	return p.drainBut(ctx, f, i, func(netfilter.Entry) bool { return false })
+}
+
+// drainBut is drain, but for the entries that are to stay for now.
+func (p *pass) drainBut(ctx context.Context, f *family, i int, stays func(netfilter.Entry) bool) error {
+	set, entries := f.set(i), slices.DeleteFunc(f.sets[i].surplus(), stays)
 	if !p.how.Prune {
 		entries = slices.DeleteFunc(entries, func(e netfilter.Entry) bool {
 			return !ofService(i) || p.s.seen.Get(lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}) == nil
@@ -122,26 +127,30 @@ func (p *pass) destroySets(ctx context.Context, f *family) error {
 		return err
 	}
 	for i := range f.sets {
-		set := f.set(i)
-		if _, found := p.sets[set.Name]; !found {
-			continue
-		}
-		err := p.do(ctx, func() []proxier.Change {
-			return []proxier.Change{{Op: proxier.Remove, Object: "set " + set.Name, Detail: fmt.Sprintf("%s %s", set.Type, set.Family)}}
-		}, func() error { return p.d.kernel.sets.Destroy(ctx, set.Name) })
-		if errors.Is(err, netfilter.ErrSetInUse) {
-			f.held = true
-			p.d.log.Debug("set stays", "set", set.Name, "reason", err)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		delete(p.sets, set.Name)
-		if err := f.sets[i].read(noEntries); err != nil {
+		if err := p.destroySet(ctx, f, i); err != nil {
 			return err
 		}
 	}
 	f.present = f.held
 	return nil
+}
+
+func (p *pass) destroySet(ctx context.Context, f *family, i int) error {
+	set := f.set(i)
+	if _, found := p.sets[set.Name]; !found {
+		return nil
+	}
+	err := p.do(ctx, func() []proxier.Change {
+		return []proxier.Change{{Op: proxier.Remove, Object: "set " + set.Name, Detail: fmt.Sprintf("%s %s", set.Type, set.Family)}}
+	}, func() error { return p.d.kernel.sets.Destroy(ctx, set.Name) })
+	if errors.Is(err, netfilter.ErrSetInUse) {
+		f.held = true
+		p.d.log.Debug("set stays", "set", set.Name, "reason", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	delete(p.sets, set.Name)
+	return f.sets[i].read(noEntries)
 }

@@ -17,6 +17,7 @@ type state struct {
 	prefixes []netip.Prefix
 	autos    int                     // services with masquerade auto
 	invalid  bool                    // invalid packets of backends are dropped
+	input    bool                    // a mode takes packets at INPUT
 	refused  map[netip.Addr]struct{} // VIPs of services that this host must not take
 	families [2]*family
 
@@ -54,8 +55,8 @@ func (f *family) wanted() bool { return f.addrs.wants > 0 }
 // forget makes the next pass read all of the family.
 func (f *family) forget() { f.known, f.standing = false, false }
 
-func newState(invalid bool) *state {
-	s := &state{invalid: invalid}
+func newState(o Options) *state {
+	s := &state{invalid: o.DropInvalid, input: o.Input}
 	for i, f := range netfilter.Families {
 		s.families[i] = &family{Family: f, addrs: newTally(netip.Addr.Compare)}
 		for j, kind := range setKinds {

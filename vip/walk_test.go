@@ -14,6 +14,10 @@ import (
 // randomService is one of a few hundred services that share VIPs and backends.
 func randomService(r *rand.Rand) *lb.Service {
 	s := randomBackends(r)
+	s.Mode = []lb.Mode{lb.IPTables, lb.IPVS}[r.IntN(2)]
+	if s.Mode == lb.IPVS {
+		s.Forward = []lb.Forward{lb.ForwardNAT, lb.ForwardDR}[r.IntN(2)]
+	}
 	for range r.IntN(4) - 1 {
 		s = ranged(s, fmt.Sprintf("10.%d.0.0/%d", r.IntN(3), 14+r.IntN(3)), fmt.Sprintf("fd00:%d::/%d", r.IntN(3), 1+r.IntN(40)))
 	}
@@ -47,7 +51,7 @@ func randomBackends(r *rand.Rand) *lb.Service {
 func walk(t *testing.T, w *world, r *rand.Rand, steps int, disturb func(*rand.Rand)) {
 	host := uplink + "\nip addr add fd00:2::1/64 dev nic0\nip addr add 192.0.2.8/32 dev nic0" // so one VIP is refused
 	w.sh(t, host)
-	d := w.door(t)
+	d := w.door(t, atInput)
 	want := lb.Snapshot{}
 	for range steps {
 		edit := want.Edit()
@@ -63,7 +67,7 @@ func walk(t *testing.T, w *world, r *rand.Rand, steps int, disturb func(*rand.Ra
 		how := proxier.How{Prune: r.IntN(5) > 0, Fresh: r.IntN(4) == 0}
 		switch r.IntN(6) {
 		case 0:
-			d = w.door(t)
+			d = w.door(t, func(o *Options) { o.Input = r.IntN(4) > 0 })
 		case 1:
 			damage(t, w, r)
 		}
@@ -79,14 +83,15 @@ func walk(t *testing.T, w *world, r *rand.Rand, steps int, disturb func(*rand.Ra
 		}
 		guarded(t, w)
 	}
+	d = w.door(t, atInput)
 	onePass(t, d, want, fresh)
 	model := newFakeWorld()
 	model.sh(t, host)
-	onePass(t, model.door(t), want, prune)
+	onePass(t, model.door(t, atInput), want, prune)
 	same(t, w.dump(t), model.dump(t))
 	w.taken()
 	onePass(t, d, want, fresh)
-	onePass(t, w.door(t), want, prune)
+	onePass(t, w.door(t, atInput), want, prune)
 	if wrote := w.taken(); len(wrote) > 0 {
 		t.Fatalf("the second pass wrote:\n%s", strings.Join(wrote, "\n"))
 	}
@@ -104,6 +109,7 @@ func damage(t *testing.T, w *world, r *rand.Rand) {
 		{"jump IPv4 filter INPUT", "iptables -t filter -D INPUT 1"}, {"chain IPv6 nat VIPD-POST", "ip6tables -t nat -F VIPD-POST"},
 		{"set vipd-masq4", "ipset flush vipd-masq4"},
 		{"set vipd-acl4", "ipset flush vipd-acl4"}, {"set vipd-allow6", "ipset flush vipd-allow6"}, {"set vipd-served4", "ipset flush vipd-served4"},
+		{"set vipd-open4", "ipset flush vipd-open4"}, {"set vipd-direct6", "ipset flush vipd-direct6"}, {"chain IPv4 mangle VIPD-LIN", "iptables -t mangle -D INPUT 1"},
 		{"chain IPv4 mangle VIPD-PRE", "iptables -t mangle -F VIPD-PRE"}, {"set vipd-hair6", "ipset flush vipd-hair6"},
 	} {
 		if r.IntN(3) == 0 && there(d.needs) {

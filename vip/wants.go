@@ -19,6 +19,8 @@ const (
 	setACL
 	setBE
 	setServed
+	setOpen
+	setDirect
 )
 
 var setKinds = [...]struct {
@@ -33,12 +35,21 @@ var setKinds = [...]struct {
 	setACL:    {netfilter.SetACL, netfilter.HashIPPort},
 	setBE:     {netfilter.SetBE, netfilter.HashIPPort},
 	setServed: {netfilter.SetServed, netfilter.HashIPPort},
+	setOpen:   {netfilter.SetOpen, netfilter.HashIPPort},
+	setDirect: {netfilter.SetDirect, netfilter.HashIPPort},
 }
 
 // helpers are the sets that must be right before the rules of a proxier are, in
 // the order in which they are filled: who may come in before the others are kept
 // out. They are emptied the other way round, when the rules have gone.
 var helpers = [...]int{setMasq, setAuto, setHair, setBE, setAllow, setACL}
+
+// lets are the sets by which the guard lets a service have its packets: filled when
+// the service can take them, emptied before it no longer can.
+var lets = [...]int{setServed, setOpen, setDirect}
+
+// ofInput reports whether a set is there only where a mode takes packets at INPUT.
+func ofInput(i int) bool { return i == setOpen || i == setDirect }
 
 // ofService reports whether the entries of a set belong to the one service whose
 // VIP:port they name.
@@ -50,23 +61,43 @@ func (s *state) count(svc *lb.Service, by int) {
 	f.addrs.count(svc.Key.Addr, by)
 	f.sets[setVIP].count(netfilter.Entry{Addr: svc.Key.Addr}, by)
 	self := netfilter.Entry{Addr: svc.Key.Addr, Protocol: svc.Key.Protocol, Port: svc.Key.Port}
+	if len(svc.Clients) > 0 {
+		f.sets[setACL].count(self, by)
+	}
+	countAll(f.sets[setAllow], allowEntries(svc), by)
+	s.countLets(svc, self, by)
+	if svc.Forward != lb.ForwardNAT {
+		return // its backends answer past this host: nothing is masqueraded, nothing comes back
+	}
 	switch svc.Masquerade {
 	case lb.MasqueradeAlways:
 		f.sets[setMasq].count(self, by)
 	case lb.MasqueradeAuto:
 		s.autos += by
 	}
-	if slices.ContainsFunc(svc.Backends, lb.Backend.Usable) {
-		f.sets[setServed].count(self, by)
-	}
-	if len(svc.Clients) > 0 {
-		f.sets[setACL].count(self, by)
-	}
-	countAll(f.sets[setAllow], allowEntries(svc), by)
 	countAll(f.sets[setAuto], autoEntries(svc, s.prefixes), by)
 	countAll(f.sets[setHair], hairEntries(svc), by)
 	if s.invalid {
 		countAll(f.sets[setBE], backendEntries(svc), by)
+	}
+}
+
+// countLets counts in which way the guard is to let a service have its packets. A
+// service of a mode that this host cannot have is let nothing.
+func (s *state) countLets(svc *lb.Service, self netfilter.Entry, by int) {
+	f, usable := s.family(svc.Key.Addr), slices.ContainsFunc(svc.Backends, lb.Backend.Usable)
+	switch {
+	case svc.Mode != lb.IPVS:
+		if usable {
+			f.sets[setServed].count(self, by)
+		}
+	case s.input:
+		if usable {
+			f.sets[setOpen].count(self, by)
+		}
+		if svc.Forward != lb.ForwardNAT && len(svc.Backends) > 0 {
+			f.sets[setDirect].count(self, by)
+		}
 	}
 }
 
@@ -114,7 +145,7 @@ func backendEntries(svc *lb.Service) iter.Seq[netfilter.Entry] {
 // backend's answer directly, past the translation.
 func autoEntries(svc *lb.Service, prefixes []netip.Prefix) iter.Seq[netfilter.Entry] {
 	return func(yield func(netfilter.Entry) bool) {
-		if svc.Masquerade != lb.MasqueradeAuto {
+		if svc.Masquerade != lb.MasqueradeAuto || svc.Forward != lb.ForwardNAT {
 			return
 		}
 		for _, p := range prefixes {

@@ -73,6 +73,9 @@ func (d *Door) lookAtSets(ctx context.Context) (objects []string, err error) {
 			continue
 		}
 		for i := range f.sets {
+			if ofInput(i) && !d.input {
+				continue
+			}
 			set := f.set(i)
 			n, err := d.kernel.sets.Size(ctx, set)
 			switch want := f.sets[i].holds(); {

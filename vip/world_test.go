@@ -152,7 +152,7 @@ func dumpTable(f netfilter.Family, table netfilter.Table) (out []string) {
 	for chain, rules := range table.Own {
 		sum := ""
 		if len(rules) > 0 {
-			sum = sumIn(rules[len(rules)-1])
+			sum = netfilter.SumOf(rules[len(rules)-1])
 		}
 		out = append(out, fmt.Sprintf("chain %s %s %s %d %s", f, table.Name, chain, len(rules), sum))
 	}
@@ -164,12 +164,6 @@ func dumpTable(f netfilter.Family, table netfilter.Table) (out []string) {
 		}
 	}
 	return out
-}
-
-// sumIn returns the checksum in the comment of a rule.
-func sumIn(rule string) string {
-	_, rest, _ := strings.Cut(rule, "vipd:")
-	return rest[:min(len(rest), 16)]
 }
 
 // has fails the test unless the dump has exactly these lines of one kind.
@@ -254,7 +248,9 @@ func (w *world) quiet(t *testing.T, d *Door, want lb.Snapshot) {
 		"again":  func() { clean(t, d, want, prune) },
 		"resync": func() { clean(t, d, want, fresh) },
 		"restart": func() {
-			clean(t, w.door(t, func(o *Options) { o.Device, o.Mark, o.ARP, o.DropInvalid = d.device, d.mark, d.arp, d.drop }), want, prune)
+			clean(t, w.door(t, func(o *Options) {
+				o.Device, o.Mark, o.ARP, o.DropInvalid, o.Input = d.device, d.mark, d.arp, d.drop, d.input
+			}), want, prune)
 		},
 	} {
 		w.taken()

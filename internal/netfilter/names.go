@@ -63,6 +63,8 @@ const (
 	SetAllow  = "allow"  // hash:ip,port,net   VIP:ports with the clients that they take
 	SetBE     = "be"     // hash:ip,port       backends: packets from there belong to flows of ours
 	SetServed = "served" // hash:ip,port       VIP:ports that have a backend to translate to
+	SetOpen   = "open"   // hash:ip,port       VIP:ports with a backend, whose mode takes packets at INPUT
+	SetDirect = "direct" // hash:ip,port       VIP:ports whose backends answer past this host (dr, tunnel)
 )
 
 // SetName returns the name of a set in the kernel: "vipd-vip4".
