@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -45,6 +46,29 @@ func TestOwnPartOfAChangeDoesNotGrow(t *testing.T) {
 	if many := ownCost(t, e, c); many > few+few/2 {
 		t.Errorf("a change allocates %d bytes at 50,000 services and %d at 1,000", many, few)
 	}
+	startCost(t)
+	// Nobody watches here, so it is not known what somebody else wrote.
+	if out, err := exec.CommandContext(t.Context(), "nft", "add", "table", "ip", "foreign").CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+	var answer reply
+	if err := (&tree{engine: e}).resync(t.Context(), &answer); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("a pass that reads all of the kernel: %.2f s", answer.Samples["total"][0])
+}
+
+// startCost prints what it takes this process to start a program and wait for it.
+func startCost(t *testing.T) {
+	t.Helper()
+	const rounds = 20
+	before := ownCPU()
+	for range rounds {
+		if err := exec.CommandContext(t.Context(), "true").Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("to start a program takes %v of the own processor time", ((ownCPU() - before) / rounds).Round(time.Microsecond))
 }
 
 // ownCost makes changes, each after quiet, and returns the bytes that one allocates.
