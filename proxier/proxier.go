@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -45,6 +46,22 @@ type Watcher interface {
 	// Watch calls drift for every change of what is ours that somebody else made,
 	// until ctx ends. Our own writes do not count.
 	Watch(ctx context.Context, drift func(Drift)) error
+}
+
+// Counter is a Proxier that knows how many connections each backend has.
+type Counter interface {
+	// Counters returns the connections to every backend of services that has some
+	// object in the kernel, drained or not. A service that is not in place has none.
+	// It may run beside all other methods, and its cost follows the services asked for.
+	Counters(ctx context.Context, services []lb.Key) ([]Count, error)
+}
+
+// Count is how many connections from a service to a backend there are.
+type Count struct {
+	Service  lb.Key
+	Backend  netip.AddrPort
+	Active   uint32 // established
+	Inactive uint32 // in any other state: beginning, ending; and all flows of UDP
 }
 
 // Drift is a change to our kernel objects that we did not make.
