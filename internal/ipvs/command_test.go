@@ -39,7 +39,7 @@ func TestCommandString(t *testing.T) {
 }
 
 // What the kernel answers is an error that says what to do.
-func TestF90_B67_FailuresAreToldApart(t *testing.T) {
+func TestFailuresAreToldApart(t *testing.T) {
 	s := Server{Key: key(t, "192.0.2.10:80"), Scheduler: "lblcr"}
 	for _, tt := range []struct {
 		op    Op

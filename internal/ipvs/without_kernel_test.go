@@ -16,7 +16,7 @@ import (
 // answers the list of another reader with success and nothing in it.
 //
 //lane:vm
-func TestB67_F91_AKernelWithoutIPVSIsFoundToHaveNone(t *testing.T) {
+func TestAKernelWithoutIPVSIsFoundToHaveNone(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
 	}

@@ -146,6 +146,18 @@ func Without(t testing.TB, f Feature) {
 	}
 }
 
+// Unload removes the module of a feature from the kernel of the virtual machine, which
+// may load it again. It skips the test elsewhere.
+func Unload(t testing.TB, f Feature) {
+	t.Helper()
+	if os.Getenv(LaneEnv) != "vm" {
+		t.Skip("kerneltest: modules are unloaded in the VM lane only (make test-vm)")
+	}
+	if err := unload(f.Module, time.Now().Add(unloadTimeout)); err != nil {
+		t.Fatalf("kerneltest: %v", err)
+	}
+}
+
 // bar takes a module away from the kernel of the virtual machine.
 func bar(t testing.TB, f Feature) {
 	t.Helper()
