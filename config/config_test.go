@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,6 +89,13 @@ func TestGoodFiles(t *testing.T) {
 			c, err := parse(filepath.Base(name), readText(t, name))
 			if err != nil {
 				t.Fatal(err)
+			}
+			for _, s := range c.Services {
+				normal := *s
+				normal.Backends = slices.Clone(s.Backends)
+				if normal.Normalize(); !normal.Equal(s) {
+					t.Errorf("%+v is not normalized", s)
+				}
 			}
 			got := c.TOML()
 			for _, w := range c.Warnings {

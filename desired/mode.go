@@ -71,7 +71,7 @@ func asked(spec *lb.Spec, inForce lb.Mode) lb.Mode { return cmp.Or(spec.Mode, in
 // degraded says what the service lacks of what its spec asks for, or nothing.
 func degraded(svc *lb.Service, spec *lb.Spec, inForce lb.Mode) string {
 	mode := asked(spec, inForce)
-	if svc.Scheduler == spec.Scheduler || mode == svc.Mode || mode == "" {
+	if svc.Scheduler == spec.Scheduler || mode == "" { // after a restart the first decision tells
 		return ""
 	}
 	what := "scheduler " + string(spec.Scheduler)

@@ -63,6 +63,9 @@ func TestB67_WhatStandsInForAModeServesAsWellAsItCan(t *testing.T) {
 		t.Errorf("problems %q", got)
 	}
 	w.restart(time.Second)
+	if got := w.notes(); got[1] != "" {
+		t.Errorf("before the first decision: %q", got[1])
+	}
 	if r := w.now(); len(r.Touched) != 0 || !slices.Equal(w.notes(), notes) {
 		t.Errorf("a restart touches %v and notes %q", r.Touched, w.notes())
 	}
@@ -85,6 +88,22 @@ func TestB67_ServicesThatNeedTheModeAreNotServedInAnotherWay(t *testing.T) {
 	w.states("static", inMode(svc("1:80 a*1"), ipt), inMode(svc("2:80 b*1"), ipvs))
 	w.wants("without a fallback", w.rest().Place[ipt], "1:80 a*1")
 	w.wantsProblem("without a fallback", "mode ipvs is not available on this host: "+lacking)
+}
+
+// What changes of the modes concerns every service, though its source says the same.
+func TestModesThatChangeAreSeen(t *testing.T) {
+	w := withoutIPVS(t).states("static", scheduled(svc("1:80 a*1"), lb.LC, 0))
+	scheduler := func() lb.Scheduler { return w.now().Door.Get(svc("1:80").Key).Scheduler }
+	if got := scheduler(); got != lb.WRR {
+		t.Errorf("iptables serves by %s", got)
+	}
+	w.facts.Modes = map[lb.Mode]Ability{ipt: {Schedulers: []lb.Scheduler{lb.LC}}}
+	if got := scheduler(); got != lb.LC {
+		t.Errorf("a mode that has learnt lc serves by %s", got)
+	}
+	w.facts.Lacks = map[lb.Mode]Lack{ipvs: {Reason: lacking}}
+	w.now()
+	w.wantsProblem("the stand-in is gone", lacking)
 }
 
 // What a service asks for by name is not made into something else: only a mode that
