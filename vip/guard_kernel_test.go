@@ -50,6 +50,12 @@ func serve(t *testing.T, h *kerneltest.Host, addr string) {
 	t.Helper()
 	l, err := h.Listen(t.Context(), net.ListenConfig{}, "tcp", addr)
 	fatal(t, err)
+	serveOn(t, h, l)
+}
+
+// serveOn does so for what listens already. It closes it.
+func serveOn(t *testing.T, h *kerneltest.Host, l net.Listener) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var serving sync.WaitGroup
 	t.Cleanup(func() {

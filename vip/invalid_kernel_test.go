@@ -31,7 +31,7 @@ func TestB52_InvalidPacketsOfBackendsResetNothing(t *testing.T) {
 	for _, masq := range []lb.Masquerade{always, never} {
 		t.Run(string(masq), func(t *testing.T) {
 			inLab(t, masq, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
-				stray(t, w, lab, p, masq, func(_, backend *net.TCPConn) { strayFrom(t, lab.Backends[0], backend) })
+				stray(t, w, lab, p, translate(masq), func(_, backend *net.TCPConn) { strayFrom(t, lab.Backends[0], backend) })
 			})
 		})
 	}
@@ -40,24 +40,35 @@ func TestB52_InvalidPacketsOfBackendsResetNothing(t *testing.T) {
 // A stray segment of a client is dropped by the guard and not reset.
 func TestB52_InvalidPacketsOfClientsResetNothing(t *testing.T) {
 	inLab(t, never, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
-		stray(t, w, lab, p, never, func(client, _ *net.TCPConn) { strayFrom(t, lab.Client, client) })
+		stray(t, w, lab, p, translate(never), func(client, _ *net.TCPConn) { strayFrom(t, lab.Client, client) })
 	})
 }
 
+// way is how a service gets to its backend: the service, and what a proxier does for it.
+type way struct {
+	service func(key string, backends ...string) *lb.Service
+	lead    func(t *testing.T, w *world, p place, backend string)
+}
+
+// translate is the way of iptables.
+func translate(masq lb.Masquerade) way {
+	return way{func(key string, backends ...string) *lb.Service { return svc(key, masq, backends...) }, dnatTo}
+}
+
 // stray holds a connection against a stray segment, with and without drop_invalid.
-func stray(t *testing.T, w *world, lab *kerneltest.Lab, p place, masq lb.Masquerade, send func(client, backend *net.TCPConn)) {
+func stray(t *testing.T, w *world, lab *kerneltest.Lab, p place, by way, send func(client, backend *net.TCPConn)) {
 	w.sh(t, fmt.Sprintf("%[1]s -P FORWARD ACCEPT\n%[1]s -P INPUT ACCEPT", p.tool)) // so that only ours is in the way
 	to := at(p.backends[0], 8081)
 	l, err := lab.Backends[0].Listen(t.Context(), net.ListenConfig{}, "tcp", to)
 	fatal(t, err)
 	t.Cleanup(func() { _ = l.Close() })
-	dnatTo(w, t, p, to)
+	by.lead(t, w, p, to)
 	var list []*lb.Service // of both families: an IPv6 VIP that comes is local a moment later only
 	for _, q := range places(lab) {
-		list = append(list, svc(at(q.vip, 80), masq, at(q.backends[0], 8081)), svc(at(q.idle, 80), masq))
+		list = append(list, by.service(at(q.vip, 80), at(q.backends[0], 8081)), by.service(at(q.idle, 80)))
 	}
 	for _, drop := range []bool{true, false} {
-		d := w.door(t, func(o *Options) { o.DropInvalid = drop })
+		d := w.door(t, func(o *Options) { o.DropInvalid, o.Input = drop, list[0].Mode == lb.IPVS })
 		clean(t, d, services(list...), fresh)
 		client, backend := connected(t, lab.Client, at(p.vip, 80), l)
 		send(client, backend)
@@ -97,7 +108,7 @@ func TestB52_InvalidPacketsOfOthersPass(t *testing.T) {
 }
 
 // dnatTo leads the service that inLab made elsewhere.
-func dnatTo(w *world, t *testing.T, p place, backend string) {
+func dnatTo(t *testing.T, w *world, p place, backend string) {
 	w.sh(t, fmt.Sprintf("%[1]s -t nat -I SVC 1 -p tcp -d %[2]s --dport 80 -j DNAT --to-destination %[3]s\n"+
 		"%[1]s -t nat -I SVC 1 -p tcp -m set --match-set vipd-masq%[4]d dst,dst -j MARK --set-xmark 0x2000/0x2000\n"+
 		"%[1]s -t nat -I SVC 1 -p tcp -j CONNMARK --set-xmark 0x2000/0x2000", p.tool, p.vip, backend, p.family))
