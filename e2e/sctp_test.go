@@ -41,13 +41,14 @@ func TestB5_B17_SCTPAssociations(t *testing.T) {
 		w.answeredBy(w.Client, "tcp", target, "b1")
 	}
 	for _, port := range []int{81, 82} { // without a backend, and of no service
-		target := targets(port)[0] // v6: the ICMP error may not end an association that begins
+		target := targets(port)[0]
 		begin := time.Now()
 		if name, err := w.askSCTP(w.Client, target); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("SCTP to %s: %q, %v; want a refusal", target, name, err)
 		}
 		t.Logf("SCTP to %s: refused after %s", target, time.Since(begin).Round(time.Millisecond))
 	}
+	w.refusesSCTP6(targets(81)[1])
 	web.more = []string{`affinity_timeout = "10m"`}
 	w.change(web, tcp)
 	for _, target := range targets(80) {
@@ -66,6 +67,22 @@ func TestB5_B17_SCTPAssociations(t *testing.T) {
 				t.Errorf("%s: after b1 was removed %s answers", target, now)
 			}
 		}
+	}
+}
+
+// refusesSCTP6 shows what an ICMPv6 error is to a client: with IPV6_RECVERR the end of
+// the association that begins, without it nothing; it sends its INIT again.
+func (w *world) refusesSCTP6(target netip.AddrPort) {
+	w.t.Helper()
+	for recvErr, want := range map[int]error{0: unix.EINPROGRESS, 1: unix.ECONNREFUSED} {
+		begin := time.Now()
+		name, err := w.askSCTPWith(w.Client, target, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, recvErr)
+		})
+		if !errors.Is(err, want) {
+			w.t.Errorf("SCTP to %s, IPV6_RECVERR %d: %q, %v; want %v", target, recvErr, name, err, want)
+		}
+		w.t.Logf("SCTP to %s, IPV6_RECVERR %d: %v after %s", target, recvErr, err, time.Since(begin).Round(time.Millisecond))
 	}
 }
 
@@ -98,6 +115,11 @@ func (w *world) mustSCTP(from *kerneltest.Host, target netip.AddrPort) string {
 // socket is bound to one address: the others of a host would be offered too, which
 // no NAT can translate.
 func (w *world) askSCTP(from *kerneltest.Host, target netip.AddrPort) (name string, err error) {
+	return w.askSCTPWith(from, target, func(int) error { return nil })
+}
+
+// askSCTPWith is askSCTP on a socket with options.
+func (w *world) askSCTPWith(from *kerneltest.Host, target netip.AddrPort, options func(fd int) error) (name string, err error) {
 	source := from.Addr4
 	if target.Addr().Is6() {
 		source = from.Addr6
@@ -107,6 +129,9 @@ func (w *world) askSCTP(from *kerneltest.Host, target netip.AddrPort) (name stri
 		return "", err
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if err := options(fd); err != nil {
+		return "", err
+	}
 	if err := unix.Connect(fd, sockaddr(target)); err != nil {
 		return "", fmt.Errorf("connect: %w", err)
 	}

@@ -86,18 +86,37 @@ func (d *Door) cleanTables(ctx context.Context, f netfilter.Family, find func(ne
 	var errs []error
 	for _, table := range []string{"filter", "nat", "mangle", "raw"} {
 		have, err := t.Read(ctx, table)
+		if errors.Is(err, netfilter.ErrIncompatible) {
+			errs = append(errs, t.RemoveOwn(ctx, table))
+			continue
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		for _, script := range cleanScripts(have, t.CommitChains()) {
-			if err := t.Restore(ctx, script); err != nil {
-				errs = append(errs, fmt.Errorf("table %s: %w", table, err))
-				break
-			}
+		if err := cleanTable(ctx, t, have); err != nil {
+			errs = append(errs, fmt.Errorf("table %s: %w", table, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// cleanTable removes our chains from a table that was read. If they cannot go because
+// somebody's rules lead to them, those go as well.
+func cleanTable(ctx context.Context, t tables, have netfilter.Table) error {
+	for _, script := range cleanScripts(have, t.CommitChains()) {
+		err := t.Restore(ctx, script)
+		var refused *netfilter.RestoreError
+		if errors.As(err, &refused) {
+			if t.RemoveOwn(ctx, have.Name) == nil {
+				return nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cleanScripts returns the commits that empty a table of what is ours: the ways

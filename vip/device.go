@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"vipd/internal/netfilter"
 	"vipd/proxier"
 )
 
@@ -131,7 +132,9 @@ func (p *pass) addAddresses(ctx context.Context, f *family) (map[netip.Addr]erro
 }
 
 func (p *pass) tryAddAddresses(ctx context.Context, f *family) (refused map[netip.Addr]error, err error) {
-	addrs := f.addrs.missing()
+	addrs := slices.DeleteFunc(f.addrs.missing(), func(a netip.Addr) bool {
+		return !f.sets[setVIP].held(netfilter.Entry{Addr: a}) // the set has no room for it
+	})
 	if len(addrs) == 0 {
 		return nil, nil
 	}

@@ -90,6 +90,18 @@ func (f *fakeTables) PlanSkeleton(ctx context.Context, s netfilter.Skeleton, see
 	return s.Compare(have, seen), nil
 }
 
+func (f *fakeTables) PlanRemoval(ctx context.Context, s netfilter.Skeleton) (netfilter.Repair, error) {
+	have, err := f.Read(ctx, s.Table)
+	return s.Removal(have), err
+}
+
+func (f *fakeTables) Apply(ctx context.Context, r netfilter.Repair) error {
+	return f.Restore(ctx, r.Script)
+}
+
+// RemoveOwn is not asked for: a fake table shows all of its rules.
+func (f *fakeTables) RemoveOwn(context.Context, string) error { return netfilter.ErrIncompatible }
+
 func (f *fakeTables) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -56,6 +57,13 @@ func (d *Door) Findings(ctx context.Context) []string {
 		found = append(found, d.forwarding("net/ipv6/conf/all/forwarding", "IPv6")...)
 	}
 	found = append(found, d.crowded()...)
+	sets, err := d.crowdedSets(ctx)
+	if err != nil {
+		d.log.Debug("it cannot be found out how full the sets are", "error", err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(sets)) {
+		found = append(found, sets[name])
+	}
 	return append(found, sum.told...)
 }
 

@@ -1,9 +1,15 @@
 package vip
 
 import (
+	"context"
+	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"vipd/internal/netfilter"
 	"vipd/lb"
 )
 
@@ -57,6 +63,58 @@ func TestF104_FindingsNameSettingsThatHinder(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestFindingsTellOfSetsThatAreNearlyFull(t *testing.T) {
+	w := newFakeWorld()
+	d := w.door(t)
+	clean(t, d, pair(), prune)
+	clients := netfilter.Set{Name: "vipd-aff4-0", Type: netfilter.HashIPPortIP, Family: netfilter.IPv4}
+	fatal(t, w.fake.sets.CreateExpiring(t.Context(), clients, 256)) // room for 1,024
+	fill := func(from, to int) {
+		var entries []netfilter.Entry
+		for i := from; i < to; i++ {
+			entries = append(entries, netfilter.Entry{Addr: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), Protocol: lb.TCP, Port: 80, Net: netip.MustParsePrefix("192.0.2.10/32")})
+		}
+		fatal(t, w.fake.sets.Add(t.Context(), clients, entries))
+	}
+	fill(0, 921)
+	if found := d.Findings(t.Context()); len(found) > 0 {
+		t.Errorf("with room: %q", found)
+	}
+	fill(921, 922)
+	w.fake.sets.Full["vipd-vip6"] = 1
+	found := d.Findings(t.Context())
+	if len(found) != 2 || !strings.Contains(found[0], "vipd-aff4-0 holds 922 clients of session affinity and is made for 1024") ||
+		!strings.Contains(found[1], "vipd-vip6 holds 1 of 1 entries") {
+		t.Errorf("found %q", found)
+	}
+}
+
+// The log tells once that a set fills up, and again after it had room.
+func TestFullSetsAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWorld()
+		var log strings.Builder
+		d := w.door(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		clean(t, d, pair(), prune)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- d.watchSetRoom(ctx, nil) }()
+		for _, full := range []bool{false, true, true, false, true} {
+			delete(w.fake.sets.Full, "vipd-vip6")
+			if full {
+				w.fake.sets.Full["vipd-vip6"] = 1
+			}
+			time.Sleep(setRoomInterval)
+			synctest.Wait()
+		}
+		cancel()
+		fatal(t, <-ended)
+		if n := strings.Count(log.String(), "vipd-vip6 holds 1 of 1"); n != 2 {
+			t.Errorf("told %d times, want 2:\n%s", n, log.String())
+		}
+	})
 }
 
 // A resync in a host where nobody wrote to the tables does not read them to look

@@ -7,6 +7,7 @@ package vip
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -27,7 +28,16 @@ import (
 func realWorld() *world { return worldWith(netfilter.NFT) }
 
 func worldWith(backend netfilter.Backend) *world {
-	tools, err := netfilter.FindTools(context.Background(), netfilter.ToolOptions{Backend: backend})
+	return worldOf(netfilter.ToolOptions{Backend: backend})
+}
+
+// worldLogging is realWorld with tools that log.
+func worldLogging(log *slog.Logger) *world {
+	return worldOf(netfilter.ToolOptions{Backend: netfilter.NFT, Log: log})
+}
+
+func worldOf(o netfilter.ToolOptions) *world {
+	tools, err := netfilter.FindTools(context.Background(), o)
 	if err != nil {
 		tools = nil // which every pass will tell
 	}
@@ -35,7 +45,7 @@ func worldWith(backend netfilter.Backend) *world {
 		t.Helper()
 		switch words[0] {
 		case "iptables", "ip6tables":
-			words = append([]string{words[0] + "-" + string(backend)}, words[1:]...)
+			words = append([]string{words[0] + "-" + string(o.Backend)}, words[1:]...)
 		case "ip":
 			if words[1] == "addr" && slices.ContainsFunc(words, func(w string) bool { return strings.HasPrefix(w, "fd00") }) {
 				words = append(words, "nodad")

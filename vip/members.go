@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"net/netip"
+	"slices"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -26,6 +27,8 @@ type members interface {
 	read(list func(each func(netfilter.Entry)) error) error
 	held(e netfilter.Entry) bool
 	wanted(e netfilter.Entry) bool
+	// allHeld returns what the kernel holds, in no order.
+	allHeld() []netfilter.Entry
 	// holds returns how many entries the kernel holds.
 	holds() int
 	clone() members
@@ -59,8 +62,11 @@ func (p *packed[E]) added(e netfilter.Entry)         { p.tally.added(p.pack(e)) 
 func (p *packed[E]) removed(e netfilter.Entry)       { p.tally.removed(p.pack(e)) }
 func (p *packed[E]) held(e netfilter.Entry) bool     { return p.tally.held(p.pack(e)) }
 func (p *packed[E]) wanted(e netfilter.Entry) bool   { return p.tally.wanted(p.pack(e)) }
-func (p *packed[E]) holds() int                      { return p.tally.holds }
-func (p *packed[E]) clone() members                  { return &packed[E]{p.tally.clone(), p.pack, p.unpack} }
+func (p *packed[E]) allHeld() []netfilter.Entry {
+	return p.unpackAll(slices.Collect(p.tally.allHeld()))
+}
+func (p *packed[E]) holds() int     { return p.tally.holds }
+func (p *packed[E]) clone() members { return &packed[E]{p.tally.clone(), p.pack, p.unpack} }
 
 func (p *packed[E]) read(list func(each func(netfilter.Entry)) error) (err error) {
 	p.tally.read(func(yield func(E) bool) {

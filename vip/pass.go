@@ -21,7 +21,9 @@ type pass struct {
 	how  proxier.How
 	plan *[]proxier.Change // nil: writes are made; else they are only noted here
 
-	sets map[string]netfilter.Set // as listed, once a pass; nil: not yet
+	sets   map[string]netfilter.SetInfo // as listed, once a pass; nil: not yet
+	before lb.Snapshot                  // what was wanted before the pass
+	unfit  map[lb.Key]error             // services that a set has no room for
 }
 
 // do makes a write, or notes what it would change.
@@ -42,6 +44,7 @@ func (p *pass) shut(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 	if err := p.readLinks(ctx); err != nil {
 		return nil, err
 	}
+	p.before = p.s.seen
 	accepted, failed := p.s.refuse(want)
 	p.s.want(accepted)
 	if p.s.wanted() {
@@ -70,7 +73,7 @@ func (p *pass) shut(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 			errs = append(errs, f.err)
 		}
 	}
-	return failed, errors.Join(errs...)
+	return merged(failed, p.unfit), errors.Join(errs...)
 }
 
 // prepare reads the family if need be, and puts in place what must stand before
@@ -101,7 +104,7 @@ func (p *pass) prepare(ctx context.Context, f *family) error {
 		}
 	}
 	for _, i := range helpers {
-		if err := p.fill(ctx, f, i); err != nil {
+		if err := p.fillOrLeaveOut(ctx, f, i); err != nil {
 			return err
 		}
 	}
@@ -158,7 +161,7 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 			errs = append(errs, err)
 		}
 	}
-	return usersOf(want, failed), errors.Join(errs...)
+	return merged(p.unfit, usersOf(want, failed)), errors.Join(errs...)
 }
 
 // putUp puts up the missing VIPs: into the set of the guard, then on the device.
@@ -166,7 +169,7 @@ func (p *pass) open(ctx context.Context, want lb.Snapshot) (map[lb.Key]error, er
 func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error) error {
 	if f.standing {
 		for _, i := range lets {
-			if err := p.fill(ctx, f, i); err != nil {
+			if err := p.fillWhatFits(ctx, f, i); err != nil {
 				return err
 			}
 		}
@@ -185,7 +188,7 @@ func (p *pass) putUp(ctx context.Context, f *family, failed map[netip.Addr]error
 		}
 		return nil
 	}
-	if err := p.fill(ctx, f, setVIP); err != nil {
+	if err := p.fillWhatFits(ctx, f, setVIP); err != nil {
 		return err
 	}
 	refused, err := p.addAddresses(ctx, f)
@@ -290,11 +293,11 @@ func (p *pass) readFamily(ctx context.Context, f *family) (bool, error) {
 		set := f.set(i)
 		list := noEntries
 		if there, found := p.sets[set.Name]; found {
-			if there != set {
+			if there.Set != set {
 				return false, fmt.Errorf("ipset %s is a %s: %w", set.Name, there.Type, netfilter.ErrSetType)
 			}
 			f.present = true
-			list = func(each func(netfilter.Entry)) error { return p.d.kernel.sets.Entries(ctx, set, each) }
+			list = p.entriesOf(ctx, set)
 		}
 		if err := f.sets[i].read(list); err != nil {
 			return false, err
@@ -302,6 +305,11 @@ func (p *pass) readFamily(ctx context.Context, f *family) (bool, error) {
 	}
 	f.known = true
 	return true, nil
+}
+
+// entriesOf lists a set.
+func (p *pass) entriesOf(ctx context.Context, set netfilter.Set) func(func(netfilter.Entry)) error {
+	return func(each func(netfilter.Entry)) error { return p.d.kernel.sets.Entries(ctx, set, each) }
 }
 
 func (p *pass) listSets(ctx context.Context) error {
@@ -312,7 +320,7 @@ func (p *pass) listSets(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.sets = map[string]netfilter.Set{}
+	p.sets = map[string]netfilter.SetInfo{}
 	for _, set := range list {
 		p.sets[set.Name] = set
 	}

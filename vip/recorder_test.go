@@ -48,6 +48,11 @@ func (r recordedSets) Create(ctx context.Context, set netfilter.Set) error {
 	return r.Sets.Create(ctx, set)
 }
 
+func (r recordedSets) Replace(ctx context.Context, set netfilter.Set, entries []netfilter.Entry) error {
+	r.w.note("replace %s", set.Name)
+	return r.Sets.Replace(ctx, set, entries)
+}
+
 func (r recordedSets) Add(ctx context.Context, set netfilter.Set, entries []netfilter.Entry) error {
 	r.w.note("+ %s %v", set.Name, entries)
 	return r.Sets.Add(ctx, set, entries)
@@ -73,6 +78,12 @@ func (r recordedTables) Restore(ctx context.Context, script []byte) error {
 	table, _, _ := strings.Cut(string(script[1:]), "\n")
 	r.w.note("commit %s %s", r.f, table)
 	return r.tables.Restore(ctx, script)
+}
+
+func (r recordedTables) Apply(ctx context.Context, repair netfilter.Repair) error {
+	table, _, _ := strings.Cut(strings.TrimPrefix(string(repair.Script), "*"), "\n")
+	r.w.note("commit %s %s", r.f, table)
+	return r.tables.Apply(ctx, repair)
 }
 
 type recordedAnchors struct {

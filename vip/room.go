@@ -2,10 +2,12 @@ package vip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
+	"vipd/internal/netfilter"
 	"vipd/proxier"
 )
 
@@ -17,8 +19,12 @@ const (
 	roomyAt   = 80
 )
 
-// roomInterval is how often the log looks at the table: two small files.
-const roomInterval = time.Second
+// roomInterval is how often the log looks at the table: two small files. The sets
+// fill up more slowly, and the kernel counts those of clients for each look.
+const (
+	roomInterval    = time.Second
+	setRoomInterval = time.Minute
+)
 
 // fill returns how many connections are tracked and how many can be; false where
 // the kernel does not tell.
@@ -71,5 +77,53 @@ func (d *Door) watchRoom(ctx context.Context, _ func(proxier.Drift)) error {
 			crowded = false
 			d.log.Info("connection tracking has room again", "count", count, "max", limit)
 		}
+	}
+}
+
+// crowdedSets tells, by name, of the sets of ours that are full, or nearly so.
+func (d *Door) crowdedSets(ctx context.Context) (map[string]string, error) {
+	list, err := d.kernel.sets.List(ctx)
+	if errors.Is(err, netfilter.ErrNoIPSet) {
+		return nil, nil
+	}
+	texts := map[string]string{}
+	for _, set := range list {
+		if room := set.Room(); room > 0 && set.Entries*100 >= room*crowdedAt {
+			texts[set.Name] = crowdedSetText(set, room)
+		}
+	}
+	return texts, err
+}
+
+func crowdedSetText(set netfilter.SetInfo, room int) string {
+	if set.OfClients() {
+		return fmt.Sprintf("The set %s holds %d clients of session affinity and is made for %d; of more than that some are not kept at their backend: "+
+			"make affinity_timeout shorter, or have fewer services with affinity.", set.Name, set.Entries, room)
+	}
+	return fmt.Sprintf("The set %s holds %d of %d entries; when it is full, services with more are refused: "+
+		"make do with fewer ranges in allow, or fewer services.", set.Name, set.Entries, room)
+}
+
+// watchSetRoom writes to the log when a set fills up. It is no drift, either.
+func (d *Door) watchSetRoom(ctx context.Context, _ func(proxier.Drift)) error {
+	ticks := time.NewTicker(setRoomInterval)
+	defer ticks.Stop()
+	for told := map[string]string{}; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticks.C:
+		}
+		texts, err := d.crowdedSets(ctx)
+		if err != nil {
+			d.log.Debug("it cannot be found out how full the sets are", "error", err)
+			continue
+		}
+		for name, text := range texts {
+			if _, known := told[name]; !known {
+				d.log.Warn(text)
+			}
+		}
+		told = texts
 	}
 }

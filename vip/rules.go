@@ -11,6 +11,13 @@ import (
 type tables interface {
 	// PlanSkeleton reads the table and tells what the Skeleton lacks.
 	PlanSkeleton(ctx context.Context, s netfilter.Skeleton, seen *netfilter.Baseline) (netfilter.Repair, error)
+	// PlanRemoval reads the table and tells what of the Skeleton is to go.
+	PlanRemoval(ctx context.Context, s netfilter.Skeleton) (netfilter.Repair, error)
+	// Apply makes what one of the two told.
+	Apply(ctx context.Context, r netfilter.Repair) error
+	// RemoveOwn removes all that is ours from a table that Read cannot show
+	// (netfilter.ErrIncompatible).
+	RemoveOwn(ctx context.Context, table string) error
 	// Read returns the whole table.
 	Read(ctx context.Context, table string) (netfilter.Table, error)
 	// ReadBase returns the base chains of the table alone.

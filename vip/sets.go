@@ -8,27 +8,36 @@ import (
 	"slices"
 
 	"vipd/internal/netfilter"
-	"vipd/lb"
 	"vipd/proxier"
 )
 
-// createSets makes the sets of the family that are not there.
+// createSets makes the sets of the family that are not there. One that somebody else
+// made otherwise, or an earlier version, is made anew under the rules that name it.
 func (p *pass) createSets(ctx context.Context, f *family) error {
 	if err := p.listSets(ctx); err != nil {
 		return err
 	}
 	for i := range f.sets {
 		set := f.set(i)
-		if _, found := p.sets[set.Name]; found || ofInput(i) && !p.d.input {
+		there, found := p.sets[set.Name]
+		if found && there.Odd == "" || !found && ofInput(i) && !p.d.input {
 			continue
 		}
+		detail, write := fmt.Sprintf("%s %s", set.Type, set.Family), func() error { return p.d.kernel.sets.Create(ctx, set) }
+		if found {
+			detail += ", in place of one made with " + there.Odd
+			write = func() error {
+				p.d.log.Warn("a set is not as vipd makes it; it is made anew with what it holds", "set", set.Name, "made with", there.Odd)
+				return p.d.kernel.sets.Replace(ctx, set, f.sets[i].allHeld())
+			}
+		}
 		err := p.do(ctx, func() []proxier.Change {
-			return []proxier.Change{{Op: proxier.Add, Object: "set " + set.Name, Detail: fmt.Sprintf("%s %s", set.Type, set.Family)}}
-		}, func() error { return p.d.kernel.sets.Create(ctx, set) })
+			return []proxier.Change{{Op: proxier.Add, Object: "set " + set.Name, Detail: detail}}
+		}, write)
 		if err != nil {
 			return err
 		}
-		p.sets[set.Name] = set
+		p.sets[set.Name] = netfilter.SetInfo{Set: set}
 	}
 	f.present = true
 	return nil
@@ -80,12 +89,17 @@ func (p *pass) drain(ctx context.Context, f *family, i int) error {
 
 // drainBut is drain, but for the entries that are to stay for now.
 func (p *pass) drainBut(ctx context.Context, f *family, i int, stays func(netfilter.Entry) bool) error {
-	set, entries := f.set(i), slices.DeleteFunc(f.sets[i].surplus(), stays)
+	entries := slices.DeleteFunc(f.sets[i].surplus(), stays)
 	if !p.how.Prune {
 		entries = slices.DeleteFunc(entries, func(e netfilter.Entry) bool {
-			return !ofService(i) || p.s.seen.Get(lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}) == nil
+			return !ofService(i) || p.s.seen.Get(keyOf(e)) == nil
 		})
 	}
+	return p.delete(ctx, f, i, entries)
+}
+
+func (p *pass) delete(ctx context.Context, f *family, i int, entries []netfilter.Entry) error {
+	set := f.set(i)
 	if len(entries) == 0 {
 		return nil
 	}
@@ -115,7 +129,7 @@ func objectOf(set netfilter.Set, i int, e netfilter.Entry) string {
 		return "VIP " + e.Addr.String()
 	}
 	if ofService(i) {
-		return "service " + lb.Key{Addr: e.Addr, Port: e.Port, Protocol: e.Protocol}.String()
+		return "service " + keyOf(e).String()
 	}
 	return "set " + set.Name
 }

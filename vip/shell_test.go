@@ -41,20 +41,20 @@ func (h *fakeHost) ipset(t *testing.T, words []string) error {
 	}
 	sets, err := h.sets.List(t.Context())
 	fatal(t, err)
-	i := slices.IndexFunc(sets, func(s netfilter.Set) bool { return s.Name == words[1] })
+	i := slices.IndexFunc(sets, func(s netfilter.SetInfo) bool { return s.Name == words[1] })
 	if i < 0 {
 		return netfilter.ErrNoSet
 	}
 	if words[0] == "add" {
-		return h.sets.Add(t.Context(), sets[i], []netfilter.Entry{{Addr: netip.MustParseAddr(words[2])}})
+		return h.sets.Add(t.Context(), sets[i].Set, []netfilter.Entry{{Addr: netip.MustParseAddr(words[2])}})
 	}
 	var entries []netfilter.Entry
-	fatal(t, h.sets.Entries(t.Context(), sets[i], func(e netfilter.Entry) {
+	fatal(t, h.sets.Entries(t.Context(), sets[i].Set, func(e netfilter.Entry) {
 		if words[0] != "del" || e.String() == words[2] {
 			entries = append(entries, e)
 		}
 	}))
-	return h.sets.Delete(t.Context(), sets[i], entries)
+	return h.sets.Delete(t.Context(), sets[i].Set, entries)
 }
 
 // edit knows "-t TABLE -F CHAIN", "-t TABLE -D CHAIN 1", "-t TABLE -I CHAIN 1 RULE",

@@ -11,21 +11,27 @@ import (
 
 // ensureRules makes the chains and jumps of the family stand. A kernel that
 // refuses random ports for masqueraded connections, though the tool knows them, is
-// asked for plain masquerade, once and for all.
+// asked for plain masquerade, until a resync: it may have refused for another reason.
 func (p *pass) ensureRules(ctx context.Context, f *family) error {
 	t, err := p.tables(f)
 	if err != nil {
 		return err
 	}
 	plain := &p.d.plain[index(f.Family)]
-	randomly := t.HasRandomFully() && !*plain
+	again := p.how.Fresh && p.plan == nil
+	randomly := t.HasRandomFully() && (!*plain || again)
 	err = p.ensureSkeletons(ctx, f, t, randomly)
+	if err == nil && randomly {
+		*plain = false
+	}
 	var refused *netfilter.RestoreError
 	if !randomly || !errors.As(err, &refused) || p.ensureSkeletons(ctx, f, t, false) != nil {
 		return err
 	}
+	if !*plain {
+		p.d.log.Warn("the kernel refuses MASQUERADE --random-fully; ports are chosen as they come", "family", f.Family, "error", err)
+	}
 	*plain = true
-	p.d.log.Warn("the kernel refuses MASQUERADE --random-fully; ports are chosen as they come", "family", f.Family, "error", err)
 	return nil
 }
 
@@ -68,11 +74,11 @@ func (p *pass) removeRules(ctx context.Context, f *family) error {
 		return err
 	}
 	for _, s := range p.d.skeletons(f.Family, t.HasRandomFully()) {
-		have, err := t.Read(ctx, s.Table)
+		r, err := t.PlanRemoval(ctx, s)
 		if err != nil {
 			return err
 		}
-		if err := p.repair(ctx, f, t, s.Table, s.Removal(have)); err != nil {
+		if err := p.repair(ctx, f, t, s.Table, r); err != nil {
 			return err
 		}
 	}
@@ -93,7 +99,7 @@ func (p *pass) repair(ctx context.Context, f *family, t tables, table string, r 
 			}
 		}
 		return changes
-	}, func() error { return t.Restore(ctx, r.Script) })
+	}, func() error { return t.Apply(ctx, r) })
 	if err != nil {
 		return fmt.Errorf("table %s: %w", table, err)
 	}

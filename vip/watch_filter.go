@@ -22,7 +22,7 @@ var _ proxier.Watcher = (*Door)(nil)
 func (d *Door) Watch(ctx context.Context, drift func(proxier.Drift)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watches := []func(context.Context, func(proxier.Drift)) error{d.watchLinks, d.watchRules, d.watchSets, d.watchRoom}
+	watches := []func(context.Context, func(proxier.Drift)) error{d.watchLinks, d.watchRules, d.watchSets, d.watchRoom, d.watchSetRoom}
 	ended := make(chan error, len(watches))
 	for _, watch := range watches {
 		go func() { ended <- watch(ctx, drift) }()

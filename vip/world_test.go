@@ -127,7 +127,7 @@ func (w *world) dump(t *testing.T) []string {
 	fatal(t, err)
 	for _, set := range sets {
 		out = append(out, fmt.Sprintf("set %s %s %s", set.Name, set.Type, set.Family))
-		fatal(t, w.raw.sets.Entries(ctx, set, func(e netfilter.Entry) { out = append(out, "entry "+set.Name+" "+e.String()) }))
+		fatal(t, w.raw.sets.Entries(ctx, set.Set, func(e netfilter.Entry) { out = append(out, "entry "+set.Name+" "+e.String()) }))
 	}
 	for _, f := range netfilter.Families {
 		if anchor, err := w.raw.anchors.State(ctx, f); anchor != netfilter.AnchorAbsent || err != nil {

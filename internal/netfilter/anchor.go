@@ -98,9 +98,13 @@ func (a KernelAnchors) Remove(ctx context.Context, f Family) error {
 	return nil
 }
 
-// write makes one transaction and books it.
 func (a KernelAnchors) write(ctx context.Context, messages []message) error {
-	return a.ledger.write(ctx, 0, func(started func(port int)) (int, error) {
+	return writeNFT(ctx, a.ledger, messages)
+}
+
+// writeNFT makes one transaction that changes something, and books it.
+func writeNFT(ctx context.Context, l *Ledger, messages []message) error {
+	return l.write(ctx, 0, func(started func(port int)) (int, error) {
 		return onSocket(func(s *nfSocket) (int, error) {
 			port, err := s.Port()
 			if err != nil {

@@ -35,6 +35,30 @@ type Set struct {
 	Family Family
 }
 
+// SetInfo is what the kernel tells of a set without its entries.
+type SetInfo struct {
+	Set
+	Entries int // that it holds; expired ones do not count
+	Max     int // the most entries that it takes
+	Buckets int // of its hash
+	// Odd says how the set was made otherwise than vipd makes one of its name:
+	// "maxelem 5000, timeout 300"; "" if it was not. The buckets do not count.
+	Odd string
+}
+
+// OfClients reports whether packets add the entries, which are clients of session
+// affinity.
+func (s SetInfo) OfClients() bool { return isClients(s.Name) }
+
+// Room returns how many entries the set may hold before some are left out. Where
+// packets add them (SetClients) that is less than Max: see CreateExpiring.
+func (s SetInfo) Room() int {
+	if s.OfClients() {
+		return min(s.Max, clientsPerBucket*s.Buckets)
+	}
+	return s.Max
+}
+
 // Entry is an element of a set. It is comparable, and equal entries are one.
 type Entry struct {
 	Addr     netip.Addr
@@ -74,13 +98,18 @@ var (
 )
 
 // Sets is the kernel's ipsets. Every write is idempotent: what is already as
-// wanted is no error. A Sets may be used by one goroutine at a time.
+// wanted is no error. A Sets may be used by one goroutine at a time, but for List.
 type Sets interface {
 	// List returns the sets whose names begin with SetPrefix.
-	List(ctx context.Context) ([]Set, error)
+	List(ctx context.Context) ([]SetInfo, error)
 	// Create makes the set, empty, unless it is there. A set of that name with
-	// another type or family is left as it is: ErrSetType.
+	// another type or family is left as it is: ErrSetType. One that is odd is left as
+	// it is, too; List tells.
 	Create(ctx context.Context, set Set) error
+	// Replace puts a set that is not odd, with these entries, in the place of one of
+	// the same name, type and family: for the rules that name it, in one step.
+	// ErrNoSet, ErrSetType.
+	Replace(ctx context.Context, set Set, entries []Entry) error
 	// Entries calls each for what the set holds; ErrNoSet if there is no such set.
 	// After an error some entries have not been told.
 	Entries(ctx context.Context, set Set, each func(Entry)) error

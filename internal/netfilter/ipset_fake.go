@@ -14,18 +14,21 @@ import (
 // what Entries calls must not use it.
 type FakeSets struct {
 	InUse func(name string) bool            // whether a rule names the set; nil: none does
+	Odd   map[string]int                    // by set: maxelem, if somebody else made it
+	Full  map[string]int                    // by set: how many entries it takes, in place of maxElements
 	Fail  func(op string, set string) error // injects a failure before op ("add", "entries"...); may be nil
 
-	mu    sync.Mutex
-	sets  map[string]Set
-	holds map[string]map[Entry]struct{}
+	mu      sync.Mutex
+	sets    map[string]Set
+	buckets map[string]int
+	holds   map[string]map[Entry]struct{}
 }
 
 var _ Sets = (*FakeSets)(nil)
 
 // NewFakeSets returns a fake kernel without sets.
 func NewFakeSets() *FakeSets {
-	return &FakeSets{sets: map[string]Set{}, holds: map[string]map[Entry]struct{}{}}
+	return &FakeSets{Odd: map[string]int{}, Full: map[string]int{}, sets: map[string]Set{}, buckets: map[string]int{}, holds: map[string]map[Entry]struct{}{}}
 }
 
 // Dump returns every set of the fake with its entries, sorted, one a line.
@@ -43,15 +46,19 @@ func (f *FakeSets) Dump() []string {
 }
 
 // List returns all sets.
-func (f *FakeSets) List(ctx context.Context) ([]Set, error) {
+func (f *FakeSets) List(ctx context.Context) ([]SetInfo, error) {
 	if err := f.begin(ctx, "list", ""); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var sets []Set
+	var sets []SetInfo
 	for _, name := range slices.Sorted(maps.Keys(f.sets)) {
-		sets = append(sets, f.sets[name])
+		info := SetInfo{Set: f.sets[name], Entries: len(f.holds[name]), Max: f.limit(name), Buckets: f.buckets[name]}
+		if n, odd := f.Odd[name]; odd {
+			info.Odd = fmt.Sprintf("maxelem %d", n)
+		}
+		sets = append(sets, info)
 	}
 	return sets, nil
 }
@@ -70,7 +77,30 @@ func (f *FakeSets) Create(ctx context.Context, set Set) error {
 		return nil
 	}
 	f.sets[set.Name] = set
+	f.buckets[set.Name] = fakeBuckets
 	f.holds[set.Name] = map[Entry]struct{}{}
+	return nil
+}
+
+// Replace puts a new set in the place of an odd one.
+func (f *FakeSets) Replace(ctx context.Context, set Set, entries []Entry) error {
+	if err := f.begin(ctx, "replace", set.Name); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.same(set); err != nil {
+		return err
+	}
+	holds := map[Entry]struct{}{}
+	for _, e := range entries {
+		if err := set.check(e); err != nil {
+			return err
+		}
+		holds[e] = struct{}{}
+	}
+	f.holds[set.Name] = holds
+	delete(f.Odd, set.Name)
 	return nil
 }
 
@@ -117,7 +147,7 @@ func (f *FakeSets) Add(ctx context.Context, set Set, entries []Entry) error {
 		if _, found := f.holds[set.Name][e]; found {
 			continue
 		}
-		if len(f.holds[set.Name]) >= maxElements {
+		if len(f.holds[set.Name]) >= f.limit(set.Name) {
 			return fmt.Errorf("add to ipset %s: %w", set.Name, ErrSetFull)
 		}
 		f.holds[set.Name][e] = struct{}{}
@@ -159,7 +189,21 @@ func (f *FakeSets) Destroy(ctx context.Context, name string) error {
 	}
 	delete(f.sets, name)
 	delete(f.holds, name)
+	delete(f.Odd, name)
 	return nil
+}
+
+// fakeBuckets is how many buckets a set of the fake has, but one of clients.
+const fakeBuckets = 1024
+
+// limit returns how many entries a set takes.
+func (f *FakeSets) limit(name string) int {
+	for _, limits := range []map[string]int{f.Odd, f.Full} {
+		if n, found := limits[name]; found {
+			return n
+		}
+	}
+	return maxElements
 }
 
 func (f *FakeSets) begin(ctx context.Context, op, set string) error {

@@ -16,6 +16,7 @@ import (
 // Constants of include/uapi/linux/netfilter/ipset/ip_set.h that nl lacks.
 const (
 	ipsetListHeader    = 1 << 2 // IPSET_FLAG_LIST_HEADER
+	ipsetAttrBitmask   = 12     // IPSET_ATTR_BITMASK, since Linux 6.3
 	ipsetErrHashFull   = nl.IPSET_ERR_TYPE_SPECIFIC
 	nlaTypeMask        = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 	ipsetDumpAttempts  = 5
@@ -33,16 +34,16 @@ var _ Sets = KernelSets{}
 
 // List returns the sets whose names begin with SetPrefix, also those whose type
 // is none of ours.
-func (KernelSets) List(ctx context.Context) ([]Set, error) {
+func (KernelSets) List(ctx context.Context) ([]SetInfo, error) {
 	msgs, err := ipsetDump(ctx, func(req *nl.NetlinkRequest) {
 		req.AddData(ipsetUint32(nl.IPSET_ATTR_FLAGS, ipsetListHeader))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list ipsets: %w", err)
 	}
-	var sets []Set
+	var sets []SetInfo
 	for _, msg := range msgs {
-		set, _, err := ipsetParseHeader(msg)
+		set, err := parseSetInfo(msg)
 		if err != nil {
 			return nil, fmt.Errorf("list ipsets: %w", err)
 		}
@@ -50,28 +51,60 @@ func (KernelSets) List(ctx context.Context) ([]Set, error) {
 			sets = append(sets, set)
 		}
 	}
-	slices.SortFunc(sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(sets, func(a, b SetInfo) int { return strings.Compare(a.Name, b.Name) })
 	return sets, nil
 }
 
 // Create makes the set, empty, unless it is there.
-func (k KernelSets) Create(ctx context.Context, set Set) error {
-	req := ipsetCreate(set)
-	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|ipsetAttrContainer, nil)
-	data.AddChild(ipsetUint32(nl.IPSET_ATTR_MAXELEM, maxElements))
-	req.AddData(data)
-	err := ipsetExecute(req)
-	if errors.Is(err, syscall.EEXIST) { // not the very same parameters: fine if only a size differs
-		err = ErrSetType
-		sets, listErr := k.List(ctx)
-		if slices.Contains(sets, set) || listErr != nil {
-			err = listErr
+func (KernelSets) Create(ctx context.Context, set Set) error {
+	err := ipsetExecute(ipsetCreatePlain(set))
+	if errors.Is(err, syscall.EEXIST) {
+		var there SetInfo
+		if there, err = ipsetInfo(ctx, set.Name); err == nil && there.Set != set {
+			err = ErrSetType
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("create ipset %s %s %s: %w", set.Name, set.Type, set.Family, err)
 	}
 	return nil
+}
+
+// Replace puts a new set in the place of one that is odd.
+func (k KernelSets) Replace(ctx context.Context, set Set, entries []Entry) error {
+	err := ipsetReplace(set, ipsetCreatePlain(Set{setSpare, set.Type, set.Family}), func(spare Set) error { return k.Add(ctx, spare, entries) })
+	if err != nil {
+		return fmt.Errorf("replace ipset %s %s %s: %w", set.Name, set.Type, set.Family, err)
+	}
+	return nil
+}
+
+// ipsetReplace makes a spare set, has it filled, swaps it with the one that stands
+// and removes that.
+func ipsetReplace(set Set, create *nl.NetlinkRequest, fill func(spare Set) error) error {
+	spare := Set{setSpare, set.Type, set.Family}
+	if err := ipsetExecute(ipsetRequest(nl.IPSET_CMD_DESTROY, spare.Name)); err != nil && !errors.Is(err, ErrNoSet) {
+		return err
+	}
+	if err := ipsetExecute(create); err != nil {
+		return err
+	}
+	err := fill(spare)
+	if err == nil {
+		swap := ipsetRequest(nl.IPSET_CMD_SWAP, set.Name)
+		swap.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME2, nl.ZeroTerminated(spare.Name)))
+		err = ipsetExecute(swap)
+	}
+	return errors.Join(err, ipsetExecute(ipsetRequest(nl.IPSET_CMD_DESTROY, spare.Name)))
+}
+
+// ipsetCreatePlain makes a set whose entries stay.
+func ipsetCreatePlain(set Set) *nl.NetlinkRequest {
+	req := ipsetCreate(set)
+	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|ipsetAttrContainer, nil)
+	data.AddChild(ipsetUint32(nl.IPSET_ATTR_MAXELEM, maxElements))
+	req.AddData(data)
+	return req
 }
 
 // ipsetCreate begins the request that makes a set.
@@ -94,14 +127,6 @@ func (KernelSets) Destroy(_ context.Context, name string) error {
 
 func ipsetUint32(attr int, v uint32) *nl.RtAttr {
 	return nl.NewRtAttr(attr|ipsetAttrNetOrder, binary.BigEndian.AppendUint32(nil, v))
-}
-
-// ipsetAttrs returns the attributes behind the nfgenmsg header.
-func ipsetAttrs(msg []byte) ([]syscall.NetlinkRouteAttr, error) {
-	if len(msg) < nl.SizeofNfgenmsg {
-		return nil, errors.New("short netlink message")
-	}
-	return nl.ParseRouteAttr(msg[nl.SizeofNfgenmsg:])
 }
 
 func ipsetRequest(cmd int, name string) *nl.NetlinkRequest {
@@ -151,6 +176,8 @@ func ipsetError(err error) error {
 		return ErrNoSet
 	case syscall.EPERM:
 		return fmt.Errorf("%w; CAP_NET_ADMIN is needed", errno)
+	case nl.IPSET_ERR_TYPE_MISMATCH:
+		return ErrSetType
 	case nl.IPSET_ERR_BUSY, nl.IPSET_ERR_REFERENCED:
 		return ErrSetInUse
 	case nl.IPSET_ERR_FIND_TYPE, syscall.EINVAL: // EINVAL: no subsystem answers

@@ -72,6 +72,11 @@ func TestKernelSetsInUseAndForeign(t *testing.T) {
 		t.Errorf("Add to a full set = %v, want ErrSetFull", err)
 	}
 
+	list, err := sets.List(t.Context())
+	if setOK(t, err); len(list) != 2 || list[0].Odd != "maxelem 1" || list[1].Odd != "maxelem 5000" {
+		t.Errorf("the list is %+v, want both as odd", list)
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := sets.Add(ctx, set, []Entry{{Addr: setAddr("192.0.2.1")}}); !errors.Is(err, context.Canceled) {

@@ -71,9 +71,15 @@ func testSets(t *testing.T, sets Sets) {
 			setHolds(t, sets, set, entries[1:])
 			list, err := sets.List(ctx)
 			setOK(t, err)
-			if !slices.Equal(list, []Set{set}) {
+			if len(list) != 1 || list[0].Set != set || list[0].Odd != "" || list[0].Entries != len(entries)-1 || list[0].Max != maxElements {
 				t.Fatalf("List = %v, want %v", list, set)
 			}
+			setOK(t, sets.Replace(ctx, set, entries))
+			setHolds(t, sets, set, entries)
+			if err := sets.Replace(ctx, other, nil); !errors.Is(err, ErrSetType) {
+				t.Fatalf("Replace with another type = %v, want ErrSetType", err)
+			}
+			setHolds(t, sets, set, entries)
 			for range 2 {
 				setOK(t, sets.Destroy(ctx, set.Name))
 			}

@@ -3,7 +3,10 @@
 // entries, and nothing of services beyond their addresses.
 package netfilter
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // Family is an address family. Tables, sets and tools exist once for each.
 type Family uint8
@@ -65,7 +68,18 @@ const (
 	SetServed = "served" // hash:ip,port       VIP:ports that have a backend to translate to
 	SetOpen   = "open"   // hash:ip,port       VIP:ports with a backend, whose mode takes packets at INPUT
 	SetDirect = "direct" // hash:ip,port       VIP:ports whose backends answer past this host (dr, tunnel)
+
+	// SetClients are many sets, each with a number behind the family: the clients of
+	// session affinity, which packets add and which expire.
+	SetClients = "aff" // hash:ip,port,ip
 )
+
+// setSpare is the name that a set has until it takes the place of another one, and
+// that one afterwards, until it is gone.
+const setSpare = SetPrefix + "spare"
+
+// isClients reports whether a set is one of SetClients.
+func isClients(name string) bool { return strings.HasPrefix(name, SetPrefix+SetClients) }
 
 // SetName returns the name of a set in the kernel: "vipd-vip4".
 func SetName(set string, f Family) string {

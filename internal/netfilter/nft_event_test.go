@@ -151,6 +151,6 @@ func FuzzListing(f *testing.F) {
 		_ = r.putChain(attrs)
 		_ = r.putRule(attrs)
 		r.flush()
-		parseSize(attrs)
+		_, _ = parseSetInfo(attrs)
 	})
 }

@@ -25,9 +25,11 @@ type Line struct {
 
 // Repair is what makes a table equal to a Skeleton. The zero Repair does nothing.
 type Repair struct {
-	Script []byte // for Restore: one commit
+	Script []byte // for Restore: one commit; empty if only Apply can make the repair
 	Lines  []Line // the same, for people
 
+	table   string
+	gone    []string // the chains that are removed
 	touched []string // the chains that are written or removed
 }
 
@@ -40,7 +42,7 @@ func (r Repair) Made(seen *Baseline) {
 }
 
 // Empty reports whether there is nothing to do.
-func (r Repair) Empty() bool { return len(r.Script) == 0 }
+func (r Repair) Empty() bool { return len(r.Script) == 0 && len(r.gone) == 0 }
 
 // Compare returns what has to be done to the table for the Skeleton to stand. A
 // chain that differs is written anew, in place.
@@ -93,20 +95,55 @@ func (s Skeleton) CompareListed(have Table, list Listing, seen *Baseline) Repair
 
 // Removal returns what takes the Skeleton away: jumps first, then the chains.
 // Rules of others that go to our chains are removed with our own.
-func (s Skeleton) Removal(have Table) Repair {
+func (s Skeleton) Removal(have Table) Repair { return s.RemovalListed(have, have.Listing()) }
+
+// RemovalListed is Removal with a listing that was read beside the text: it says
+// what there is, which the text does not where a rule was made with nft.
+func (s Skeleton) RemovalListed(have Table, list Listing) Repair {
+	if r := s.hiddenRemoval(have, list); !r.Empty() {
+		return r
+	}
 	var rules, remove bytes.Buffer
-	var r Repair
+	r := Repair{table: s.Table}
 	s.compareJumps(have, have.Listing(), nil, &rules, &r)
 	for _, c := range s.Chains {
 		if old, found := have.Own[c.Name]; found {
 			rules.WriteString("-F " + c.Name + "\n")
 			remove.WriteString("-X " + c.Name + "\n")
 			r.touched = append(r.touched, c.Name)
+			r.gone = append(r.gone, c.Name)
 			r.removed(c.Name, old)
 			r.Lines = append(r.Lines, Line{Text: ":" + c.Name})
 		}
 	}
 	r.finish(s.Table, &rules, &remove)
+	return r
+}
+
+// hiddenRemoval returns what takes the Skeleton away if iptables does not show all
+// that is to go.
+func (s Skeleton) hiddenRemoval(have Table, list Listing) Repair {
+	r := Repair{table: s.Table}
+	hidden := false
+	for base, rules := range list.Base {
+		_, shown := have.Base[base]
+		if leads := slices.ContainsFunc(rules, func(m Mark) bool { return s.has(m.Target) }); leads && !shown {
+			hidden = true
+			r.Lines = append(r.Lines, Line{Text: "-A " + base + ": the jumps of vipd"})
+		}
+	}
+	for _, c := range s.Chains {
+		if _, found := list.Own[c.Name]; found {
+			_, shown := have.Own[c.Name]
+			hidden = hidden || !shown
+			r.gone = append(r.gone, c.Name)
+			r.removed(c.Name, have.Own[c.Name])
+			r.Lines = append(r.Lines, Line{Text: ":" + c.Name})
+		}
+	}
+	if !hidden {
+		return Repair{}
+	}
 	return r
 }
 
@@ -200,4 +237,18 @@ func (t *Tool) PlanSkeleton(ctx context.Context, s Skeleton, seen *Baseline) (Re
 		return Repair{}, err
 	}
 	return s.CompareListed(have, list, seen), nil
+}
+
+// PlanRemoval reads the chains of the Skeleton and returns what takes it
+// away, for Apply.
+func (t *Tool) PlanRemoval(ctx context.Context, s Skeleton) (Repair, error) {
+	have, err := t.ReadChains(ctx, s.Table, s.Names()...)
+	if err != nil {
+		return Repair{}, err
+	}
+	list, err := t.List(ctx, s.Table, s.Names()...)
+	if err != nil {
+		return Repair{}, err
+	}
+	return s.RemovalListed(have, list), nil
 }

@@ -71,8 +71,7 @@ func (t *Tool) ensure(ctx context.Context, s Skeleton, seen *Baseline) (Repair, 
 
 // takeAway removes a Skeleton, and returns what that took.
 func (t *Tool) takeAway(ctx context.Context, s Skeleton, seen *Baseline) (Repair, error) {
-	have, err := t.ReadChains(ctx, s.Table, s.Names()...)
-	r := s.Removal(have)
+	r, err := t.PlanRemoval(ctx, s)
 	return r, errors.Join(err, t.commit(ctx, r, seen))
 }
 
@@ -80,7 +79,7 @@ func (t *Tool) commit(ctx context.Context, r Repair, seen *Baseline) error {
 	if r.Empty() {
 		return nil
 	}
-	err := t.Restore(ctx, r.Script)
+	err := t.Apply(ctx, r)
 	if err == nil {
 		r.Made(seen)
 	}

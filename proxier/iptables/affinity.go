@@ -214,7 +214,7 @@ func (st *sticky) sets() (all []setSize) {
 
 // clientSet returns the name of a set of clients.
 func clientSet(f netfilter.Family, number string) string {
-	return netfilter.SetName(setClients, f) + "-" + number
+	return netfilter.SetName(netfilter.SetClients, f) + "-" + number
 }
 
 // isClientSet tells the sets of clients of a family from those of package vip.
@@ -233,7 +233,5 @@ func keepClient(set string, seconds uint64) string {
 // dropClient takes the client out of a set.
 func dropClient(set string) string { return "-j SET --del-set " + set + " " + clientDims }
 
-const (
-	setClients = "aff"         // hash:ip,port,ip with a timeout
-	clientDims = "src,dst,dst" // client, protocol and port of the VIP, VIP
-)
+// clientDims are the client, the protocol and port of the VIP, and the VIP.
+const clientDims = "src,dst,dst"

@@ -131,7 +131,7 @@ func TestB33_B34_AffinityExpiresAndIsSwitched(t *testing.T) {
 	again := w.round(clients)
 	w.same(again, w.round(clients), "switched on again")
 	w.sync(p)
-	if left := tool(t, "ipset", "list", "-n"); strings.Contains(left, setClients) {
+	if left := tool(t, "ipset", "list", "-n"); strings.Contains(left, netfilter.SetClients) {
 		t.Errorf("without a service with affinity these sets stand: %s", left)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // Sets makes and removes the sets of clients. netfilter.KernelSets is one.
 type Sets interface {
-	List(ctx context.Context) ([]netfilter.Set, error)
+	List(ctx context.Context) ([]netfilter.SetInfo, error)
 	CreateExpiring(ctx context.Context, set netfilter.Set, buckets uint32) error
 	Destroy(ctx context.Context, name string) error
 }
@@ -27,32 +27,40 @@ func (p *pass) listSets(ctx context.Context) error {
 	if err != nil && !errors.Is(err, netfilter.ErrNoIPSet) {
 		return err
 	}
-	p.memory.sets = map[string]bool{}
+	p.memory.sets = map[string]int{}
 	for _, set := range list {
-		if isClientSet(set.Name, p.family) && set.Type == netfilter.HashIPPortIP && set.Family == p.family {
-			p.memory.sets[set.Name] = true
+		switch {
+		case !isClientSet(set.Name, p.family) || set.Set != p.clientSet(set.Name):
+		case set.Odd == "":
+			p.memory.sets[set.Name] = set.Buckets
+		default: // somebody made it otherwise: it is made anew before it is used
+			p.memory.sets[set.Name] = 0
 		}
 	}
 	return nil
 }
 
-// makeSets makes the sets that a service needs and that do not stand.
+func (p *pass) clientSet(name string) netfilter.Set {
+	return netfilter.Set{Name: name, Type: netfilter.HashIPPortIP, Family: p.family}
+}
+
+// makeSets makes the sets that a service needs and that do not stand as they should.
 func (p *pass) makeSets(ctx context.Context, s *lb.Service) error {
 	if s == nil || s.Affinity == 0 || len(s.Usable()) == 0 {
 		return nil
 	}
 	m := p.memory
 	for _, set := range newSticky(s, assign(s, m.slots[s.Key], nil)).sets() {
-		if m.sets[set.name] {
+		if m.sets[set.name] >= int(set.buckets) {
 			continue
 		}
 		if !p.dry {
-			err := p.sets.CreateExpiring(ctx, netfilter.Set{Name: set.name, Type: netfilter.HashIPPortIP, Family: p.family}, set.buckets)
+			err := p.sets.CreateExpiring(ctx, p.clientSet(set.name), set.buckets)
 			if err != nil {
 				return fmt.Errorf("affinity: %w", err)
 			}
 		}
-		m.sets[set.name] = true
+		m.sets[set.name] = int(set.buckets)
 		p.setChanges = append(p.setChanges, setChange(proxier.Add, set.name))
 	}
 	return nil

@@ -81,6 +81,14 @@ func (k *testKernel) Restore(ctx context.Context, script []byte) error {
 	return nil
 }
 
+// Apply is a Restore, but for what only the kernel can do.
+func (k *testKernel) Apply(ctx context.Context, r netfilter.Repair) error {
+	if len(r.Script) == 0 {
+		return k.wholeKernel.Apply(ctx, r)
+	}
+	return k.Restore(ctx, r.Script)
+}
+
 // dump is all of table nat that is ours, and the base chains.
 func dump(t testing.TB, k wholeKernel) string {
 	t.Helper()

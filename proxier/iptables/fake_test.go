@@ -121,6 +121,11 @@ func (k *fakeKernel) Test(ctx context.Context, script []byte) error {
 	return (&fakeKernel{base: cloneChains(k.base), own: cloneChains(k.own), sets: k.sets}).Restore(ctx, script)
 }
 
+// Apply makes a repair: a fake table shows all of its rules.
+func (k *fakeKernel) Apply(ctx context.Context, r netfilter.Repair) error {
+	return k.Restore(ctx, r.Script)
+}
+
 // Restore does a script, commit by commit.
 func (k *fakeKernel) Restore(ctx context.Context, script []byte) error {
 	if err := ctx.Err(); err != nil {
@@ -218,7 +223,7 @@ func (k *fakeKernel) add(chains map[string][]string, name, rule string) error {
 		case "-j", "-g":
 			to = fields[i+1]
 		case "--match-set", "--add-set", "--del-set":
-			if set := fields[i+1]; strings.Contains(set, setClients) && !k.hasSet(set) {
+			if set := fields[i+1]; strings.Contains(set, netfilter.SetClients) && !k.hasSet(set) {
 				return fmt.Errorf("Set %s doesn't exist.", set)
 			}
 		case "--comment":
@@ -239,7 +244,7 @@ func (k *fakeKernel) hasSet(name string) bool {
 		return false
 	}
 	list, err := k.sets.List(context.Background())
-	return err == nil && slices.ContainsFunc(list, func(s netfilter.Set) bool { return s.Name == name })
+	return err == nil && slices.ContainsFunc(list, func(s netfilter.SetInfo) bool { return s.Name == name })
 }
 
 // names reports whether a rule names a set.
@@ -316,7 +321,10 @@ func (d deadKernel) ReadChains(context.Context, string, ...string) (netfilter.Ta
 func (d deadKernel) Since(context.Context, uint32, string) (netfilter.Since, error) {
 	return netfilter.Since{}, d.err
 }
-func (d deadKernel) Restore(context.Context, []byte) error      { return d.err }
+func (d deadKernel) Restore(context.Context, []byte) error { return d.err }
+func (d deadKernel) Apply(context.Context, netfilter.Repair) error {
+	return d.err
+}
 func (d deadKernel) Test(context.Context, []byte) error         { return d.err }
 func (d deadKernel) Generation(context.Context) (uint32, error) { return 0, d.err }
 func (d deadKernel) CommitChains() int                          { return commitChains }

@@ -27,10 +27,11 @@ type memory struct {
 
 	// Of the services with affinity: the slots of their backends, of the version
 	// that stands and of the one that is tried; those that the names of chains tell,
-	// when they were last read; and the sets that stand, nil if that is unknown.
+	// when they were last read; and the sets that stand, with the buckets they have, nil
+	// if that is unknown.
 	slots map[lb.Key]slots
 	found map[string]int
-	sets  map[string]bool
+	sets  map[string]int
 
 	seen     *netfilter.Baseline
 	compiled map[lb.Key]compiled // cache, for comparing everything

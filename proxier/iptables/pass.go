@@ -25,6 +25,8 @@ type kernel interface {
 	// Restore commits a script. A *netfilter.RestoreError means that nothing of it
 	// was applied; after any other error the outcome is unknown.
 	Restore(ctx context.Context, script []byte) error
+	// Apply makes a repair of the way in, as Restore makes a script.
+	Apply(ctx context.Context, r netfilter.Repair) error
 	// Test checks a script as Restore would read it, and applies nothing.
 	Test(ctx context.Context, script []byte) error
 	// CommitChains returns how many chains one commit may name.
@@ -345,7 +347,11 @@ func serves(f netfilter.Family, all lb.Snapshot) bool {
 // commit writes one commit and remembers it.
 func (p *pass) commit(ctx context.Context, c commit) error {
 	if !p.dry {
-		err := p.kernel.Restore(ctx, c.script())
+		write := func() error { return p.kernel.Restore(ctx, c.script()) }
+		if !c.repair.Empty() {
+			write = func() error { return p.kernel.Apply(ctx, c.repair) }
+		}
+		err := write()
 		if refused(err) && !c.repair.Empty() {
 			return &entryError{p.family, err}
 		}

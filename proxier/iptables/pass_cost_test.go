@@ -36,6 +36,9 @@ func (k *nullKernel) Restore(_ context.Context, script []byte) error {
 	k.commits, k.bytes = k.commits+1, k.bytes+len(script)
 	return nil
 }
+func (k *nullKernel) Apply(ctx context.Context, r netfilter.Repair) error {
+	return k.Restore(ctx, r.Script)
+}
 func (k *nullKernel) Test(context.Context, []byte) error { return nil }
 func (k *nullKernel) CommitChains() int                  { return 500 }
 
@@ -122,6 +125,6 @@ func costs(t *testing.T, keys func(int, *rand.Rand) []lb.Key, n int) (all []cost
 // noSets has no sets of clients, and is asked for none.
 type noSets struct{}
 
-func (noSets) List(context.Context) ([]netfilter.Set, error)               { return nil, nil }
+func (noSets) List(context.Context) ([]netfilter.SetInfo, error)           { return nil, nil }
 func (noSets) CreateExpiring(context.Context, netfilter.Set, uint32) error { return nil }
 func (noSets) Destroy(context.Context, string) error                       { return nil }

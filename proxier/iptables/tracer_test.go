@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vipd/internal/netfilter"
 	"vipd/lb"
 )
 
@@ -192,7 +193,7 @@ func (r *parsedRule) word(w string, rest []string) int {
 		r.never = true // "! --syn" is the only other one
 		return 3
 	case "--match-set":
-		if strings.Contains(rest[0], setClients) {
+		if strings.Contains(rest[0], netfilter.SetClients) {
 			r.set = rest[0]
 			return 2
 		}

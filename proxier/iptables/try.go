@@ -185,7 +185,7 @@ func (p *pass) planSkeleton(wanted bool) []commit {
 	if wanted {
 		r = p.wayIn().CompareListed(p.entry, p.list, p.memory.seen)
 	} else {
-		r = p.skeleton.Removal(p.entry)
+		r = p.skeleton.RemovalListed(p.entry, p.list)
 	}
 	if r.Empty() {
 		return nil
