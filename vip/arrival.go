@@ -78,11 +78,11 @@ func (p *pass) retireArrival(ctx context.Context, f *family) error {
 	if err != nil {
 		return err
 	}
-	have, err := t.Read(ctx, tableMangle)
+	r, err := t.PlanRemoval(ctx, p.d.arrival(f.Family))
 	if err != nil {
 		return err
 	}
-	if err := p.repair(ctx, f, t, tableMangle, p.d.arrival(f.Family).Removal(have)); err != nil {
+	if err := p.repair(ctx, f, t, tableMangle, r); err != nil {
 		return err
 	}
 	for i := range f.sets {
