@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,6 +41,24 @@ func many(n int) lb.Snapshot {
 	return e.Snapshot()
 }
 
+// reweighted changes the weight of one backend of the first service.
+func reweighted(all lb.Snapshot) lb.Snapshot {
+	e := all.Edit()
+	for s := range all.All() {
+		e.Put(heavier(s))
+		break
+	}
+	return e.Snapshot()
+}
+
+// heavier returns a service one of whose backends has another weight.
+func heavier(s *lb.Service) *lb.Service {
+	changed := *s
+	changed.Backends = slices.Clone(s.Backends)
+	changed.Backends[3].Weight++
+	return &changed
+}
+
 // cost is what a change took on average.
 type cost struct {
 	took                        time.Duration
@@ -67,11 +86,8 @@ func measure(t *testing.T, n int) (load time.Duration, one cost) {
 		if len(snapshots) == runs {
 			break
 		}
-		changed := *s
-		changed.Backends = append([]lb.Backend{}, s.Backends...)
-		changed.Backends[3].Weight = 2
 		e := want.Edit()
-		e.Put(&changed)
+		e.Put(heavier(s))
 		want = e.Snapshot()
 		snapshots = append(snapshots, want)
 	}
@@ -132,14 +148,7 @@ func BenchmarkOneChange(b *testing.B) {
 			if err := p.Sync(b.Context(), want, prune); err != nil {
 				b.Fatal(err)
 			}
-			s := want.Get(lb.Key{Addr: netip.AddrFrom4([4]byte{10, 96, 0, 50}), Port: 80, Protocol: lb.TCP})
-			both := [2]lb.Snapshot{want}
-			changed := *s
-			changed.Backends = append([]lb.Backend{}, s.Backends...)
-			changed.Backends[3].Weight = 2
-			e := want.Edit()
-			e.Put(&changed)
-			both[1] = e.Snapshot()
+			both := [2]lb.Snapshot{want, reweighted(want)}
 			before := fake.Messages()
 			b.ReportAllocs()
 			i := 0
