@@ -6,7 +6,8 @@
 // takes) belongs to package vip: the packet filter sees a packet before IPVS does,
 // and the set vipd-open4 (vipd-open6) tells which VIP:ports it lets through to it.
 // What IPVS needs of the host (net.ipv4.vs.conntrack=1, expire_nodest_conn=1,
-// expire_quiescent_template=1) is seen to elsewhere.
+// expire_quiescent_template=1) is seen to by Options.Settings, whenever the kernel is
+// read.
 //
 // Invariants:
 //   - What is to change is changed in place: a scheduler, a flag, a timeout, a weight

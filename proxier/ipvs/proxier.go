@@ -38,7 +38,10 @@ type Options struct {
 	// Evict ends the flows of backends that are gone. It outlives the Proxier. It may
 	// be nil.
 	Evict Evictor
-	Log   *slog.Logger
+	// Settings are the sysctls of IPVS, seen to whenever the kernel is read while there
+	// are services, and before the first one. It may be nil.
+	Settings *vs.Settings
+	Log      *slog.Logger
 }
 
 // Proxier serves services of both families by IPVS. Sync, Plan and Close are for one
@@ -51,6 +54,7 @@ type Proxier struct {
 	passes  uint64 // begun so far
 	drifted bool   // Watch told of a drift, and no pass has read the kernel since
 	swept   bool
+	settled bool // the sysctls have been seen to
 }
 
 var (
@@ -67,6 +71,9 @@ func (p *Proxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.passes++
+	if err := p.enforce(ctx, want, how); err != nil {
+		return err
+	}
 	pass := p.pass(&p.memory, want, how)
 	if err := pass.run(ctx); err != nil {
 		p.memory.forget()
@@ -89,6 +96,7 @@ func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) (
 	memory := p.memory.clone()
 	pass := p.pass(&memory, want, how)
 	rehearsal := &rehearsal{Kernel: p.Kernel}
+	rehearsal.settings(p.Settings, want)
 	pass.kernel, pass.evict, pass.dry = rehearsal, nil, true
 	if err := pass.run(ctx); err != nil {
 		return nil, err
