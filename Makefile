@@ -51,7 +51,7 @@ bench: build ## measure beside rules of kube-proxy's shape: a table, some 15 min
 	@hack/setup bench
 	@go build -trimpath -o bin/ ./bench
 	@bin/bench $(if $(filter full,$(BENCH)),-full) $(if $(SIZES),-sizes "$(SIZES)") $(if $(BACKENDS),-backends "$(BACKENDS)") \
-		$(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(OUT),-out $(OUT))
+		$(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(OUT),-out $(OUT)) $(if $(JOIN),-join "$(JOIN)")
 
 rows: ## every behaviour and failure: passed, failed, not yet, not applicable
 	@go run ./hack/rows

@@ -64,6 +64,7 @@ type plan struct {
 	stale    int           // services in the measurement of staleness
 	program  string        // path of vipd
 	out      string        // path of the table, without its suffix
+	join     []string      // results to print as one, in place of measuring
 }
 
 func main() {
@@ -88,6 +89,13 @@ func bench(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if len(p.join) > 0 {
+		all, err := join(p.join)
+		if err == nil {
+			fmt.Print(all.table())
+		}
+		return err
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, to make network namespaces")
 	}
@@ -107,6 +115,7 @@ func bench(ctx context.Context, args []string) error {
 // parse reads the command line.
 func parse(args []string) (p plan, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	together := flags.String("join", "", "print the results of these .json files as one, and measure nothing")
 	sizes := flags.String("sizes", "", `numbers of services (default "100 1000 5000", with -full to 50000)`)
 	backends := flags.String("backends", nft+" "+legacy, "backends of iptables")
 	only := flags.String("only", "", "parts to measure: load session stale memory (default all)")
@@ -120,6 +129,7 @@ func parse(args []string) (p plan, err error) {
 		return p, err
 	}
 	p.backends, p.only = strings.Fields(*backends), strings.Fields(*only)
+	p.join = strings.Fields(*together)
 	if p.limit == 0 {
 		p.limit = time.Minute
 		if p.full {

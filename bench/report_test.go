@@ -1,6 +1,8 @@
 package main
 
 import (
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +35,37 @@ func TestTableShowsWhatWasMeasured(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(text)
+	}
+}
+
+func TestResultsOfRunsArePutTogether(t *testing.T) {
+	dir, c := t.TempDir(), cell{nft, 5000}
+	write := func(name, commit string, busy float64, load ...float64) string {
+		r := results{Machine: machine{Commit: commit, Busy: busy}}
+		r.take("load", c, armTree, reply{Samples: map[string][]float64{"total": load}})
+		r.take(name, c, armTree, reply{Samples: map[string][]float64{"total": {1}}})
+		file := filepath.Join(dir, name+".json")
+		if err := r.save(file); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	first, second := write("first", "a", 0.5, 1, 2), write("second", "a", 0.1, 3)
+	all, err := join([]string{first, second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := all.samples("load", c, armTree, "total"); !slices.Equal(got, []float64{3}) || all.Machine.Busy != 0.5 {
+		t.Errorf("load %v, busy %v", got, all.Machine.Busy)
+	}
+	if len(all.samples("first", c, armTree, "total")) != 1 || len(all.samples("second", c, armTree, "total")) != 1 {
+		t.Error("what one of them measured is not there")
+	}
+	if _, err := join([]string{first, write("other", "b", 0, 1)}); err == nil {
+		t.Error("two commits were put together")
+	}
+	if _, err := join([]string{filepath.Join(dir, "none.json")}); err == nil {
+		t.Error("a file that is not there was read")
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -67,6 +68,30 @@ func (r *results) samples(part string, c cell, arm, name string) []float64 {
 		return r.Rows[i].Samples
 	}
 	return nil
+}
+
+// join reads results that runs left as JSON and puts them together: sizes that take
+// hours need not be measured in one go. What two runs measured is of the later file.
+func join(files []string) (all results, err error) {
+	for _, file := range files {
+		text, err := os.ReadFile(file) //nolint:gosec // the user names it
+		if err != nil {
+			return all, err
+		}
+		var one results
+		if err := json.Unmarshal(text, &one); err != nil {
+			return all, fmt.Errorf("%s: %w; give the .json files that runs of the benchmark left", file, err)
+		}
+		if all.Machine.Commit != "" && all.Machine.Commit != one.Machine.Commit {
+			return all, fmt.Errorf("%s is of commit %s, those before of %s; measure all of one commit", file, one.Machine.Commit, all.Machine.Commit)
+		}
+		one.Machine.Busy = max(one.Machine.Busy, all.Machine.Busy)
+		all.Machine = one.Machine
+		for _, s := range one.Rows {
+			*all.find(s.Part, cell{s.Backend, s.Size}, s.Arm, s.Name) = s
+		}
+	}
+	return all, nil
 }
 
 // save writes the results as JSON.
