@@ -72,7 +72,7 @@ func newEngine(ctx context.Context, backend string, services []*lb.Spec, minPeri
 	if err != nil {
 		return nil, err
 	}
-	rules, err := iptables.New(iptables.Options{Tools: tools, Evict: evictor, Log: log})
+	rules, err := iptables.New(iptables.Options{Tools: tools, Evict: evictor.Of(netfilter.ByNAT), Log: log})
 	if err != nil {
 		return nil, err
 	}

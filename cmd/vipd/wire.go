@@ -67,7 +67,7 @@ func newHost(ctx context.Context, cfg *config.Config, log *slog.Logger) (*host, 
 		return nil, err
 	}
 	evictor := netfilter.NewEvictor(cfg.Proxy.Mark, log.With("part", "conntrack"))
-	tables, err := iptables.New(iptables.Options{Tools: tools, Mark: cfg.Proxy.Mark, Evict: evictor, Log: log.With("mode", lb.IPTables)})
+	tables, err := iptables.New(iptables.Options{Tools: tools, Mark: cfg.Proxy.Mark, Evict: evictor.Of(netfilter.ByNAT), Log: log.With("mode", lb.IPTables)})
 	if err != nil {
 		return nil, errors.Join(err, evictor.Close())
 	}

@@ -27,6 +27,31 @@ const wideFrom = 16
 type Eviction struct {
 	Key     lb.Key
 	Backend netip.AddrPort
+	Way     Way // of those flows; of what was sent to nobody always ByAny
+}
+
+// Way is what sent a flow to its backend. Two modes may serve one service with the
+// same backends at a time, while it moves from one to the other: what the one has
+// drained is not the other's.
+type Way byte
+
+// The ways. The kernel notes in an entry that the table nat changed its destination
+// (IPS_DST_NAT of nf_conntrack_common.h), and nothing of the kind when IPVS did.
+const (
+	ByAny Way = iota
+	ByNAT
+	ByIPVS
+)
+
+// way returns what sent a flow to its backend; ByAny if it was sent to nobody.
+func (f *flow) way() Way {
+	switch {
+	case f.backend() == f.orig.dst:
+		return ByAny
+	case f.status&statusDstNAT != 0:
+		return ByNAT
+	}
+	return ByIPVS
 }
 
 // Evicted counts what an eviction did.
@@ -79,7 +104,14 @@ func (c *Conntrack) Evict(ctx context.Context, evictions ...Eviction) (Evicted, 
 	var done Evicted
 	var errs []error
 	for _, f := range dumps(wanted) {
-		n, err := c.evict(ctx, f, func(f *flow) bool { return wanted[Eviction{f.key(), f.backend()}] })
+		n, err := c.evict(ctx, f, func(f *flow) bool {
+			e := Eviction{Key: f.key(), Backend: f.backend()}
+			if wanted[e] {
+				return true
+			}
+			e.Way = f.way()
+			return wanted[e]
+		})
 		done.Add(n)
 		errs = append(errs, err)
 	}
@@ -87,20 +119,32 @@ func (c *Conntrack) Evict(ctx context.Context, evictions ...Eviction) (Evicted, 
 }
 
 // Sweep ends the flows of a protocol whose connmark has a bit of mark and which
-// keep refuses. It asks keep for each of them, by what the client talks to and by
-// who answers; those two are the same for a flow that was sent to nobody.
-func (c *Conntrack) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keep func(lb.Key, netip.AddrPort) bool) (Evicted, error) {
+// one of keeps refuses: that of the way that sent it to its backend, if there is one,
+// or that of ByAny; of a flow that was sent to nobody, each of them. A Keep is asked by
+// what the client talks to and by who answers, which is then the same.
+func (c *Conntrack) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keeps map[Way]Keep) (Evicted, error) {
 	var done Evicted
 	var errs []error
 	for _, family := range Families {
 		f := filter{family: family, proto: proto, mark: mark}
 		n, err := c.evict(ctx, f, func(f *flow) bool {
-			return f.orig.proto == proto && f.mark&mark != 0 && !keep(f.key(), f.backend())
+			return f.orig.proto == proto && f.mark&mark != 0 && refused(f, keeps)
 		})
 		done.Add(n)
 		errs = append(errs, err)
 	}
 	return done, errors.Join(errs...)
+}
+
+// refused reports whether one of keeps that judge the flow refuses it.
+func refused(f *flow, keeps map[Way]Keep) bool {
+	way := f.way()
+	for of, keep := range keeps {
+		if (of == way || of == ByAny || way == ByAny) && !keep(f.key(), f.backend()) {
+			return true
+		}
+	}
+	return false
 }
 
 // dumps returns the filters of the dumps that together find all that is wanted:
@@ -118,7 +162,7 @@ func dumps(wanted map[Eviction]bool) []filter {
 			tables[t] = map[lb.Key]filter{}
 		}
 		f := filter{family: t.family, proto: t.proto, to: e.Key.AddrPort(), backend: e.Backend}
-		if _, twice := tables[t][e.Key]; twice {
+		if other, twice := tables[t][e.Key]; twice && other.backend != e.Backend {
 			f.backend = netip.AddrPort{}
 		}
 		tables[t][e.Key] = f

@@ -151,7 +151,7 @@ func TestDumps(t *testing.T) {
 	other := netip.MustParseAddrPort("10.2.0.12:8080")
 	var many []Eviction
 	for port := range uint16(wideFrom) {
-		many = append(many, Eviction{key(port+1, lb.UDP), backend4})
+		many = append(many, Eviction{Key: key(port+1, lb.UDP), Backend: backend4})
 	}
 	tests := []struct {
 		name      string
@@ -160,10 +160,10 @@ func TestDumps(t *testing.T) {
 	}{
 		{"none", nil, nil},
 		{"one backend", many[:1], []filter{{family: IPv4, proto: lb.UDP, to: key(1, lb.UDP).AddrPort(), backend: backend4}}},
-		{"two backends of a service share a dump", []Eviction{{key(1, lb.UDP), backend4}, {key(1, lb.UDP), other}},
+		{"two backends of a service share a dump", []Eviction{{Key: key(1, lb.UDP), Backend: backend4}, {Key: key(1, lb.UDP), Backend: other}},
 			[]filter{{family: IPv4, proto: lb.UDP, to: key(1, lb.UDP).AddrPort()}}},
 		{"many services share a dump", many, []filter{{family: IPv4, proto: lb.UDP}}},
-		{"protocols do not", []Eviction{{key(1, lb.UDP), backend4}, {key(1, lb.TCP), backend4}}, []filter{
+		{"protocols do not", []Eviction{{Key: key(1, lb.UDP), Backend: backend4}, {Key: key(1, lb.TCP), Backend: backend4}}, []filter{
 			{family: IPv4, proto: lb.TCP, to: key(1, lb.TCP).AddrPort(), backend: backend4},
 			{family: IPv4, proto: lb.UDP, to: key(1, lb.UDP).AddrPort(), backend: backend4}}},
 	}

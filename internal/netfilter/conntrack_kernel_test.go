@@ -43,7 +43,7 @@ func TestEvictTakesExactlyTheFlowsThatAreNamed(t *testing.T) {
 			t.Helper()
 			var all []Eviction
 			for _, b := range backends {
-				all = append(all, Eviction{key, b})
+				all = append(all, Eviction{Key: key, Backend: b})
 			}
 			done := l.evict(len(backends), all...)
 			// IPv6 is filtered by port only, and two backends have the same.
@@ -69,7 +69,7 @@ func TestEvictTakesExactlyTheFlowsThatAreNamed(t *testing.T) {
 		if len(left) != 7 {
 			t.Errorf("the test itself lost count: %d entries left", len(left))
 		}
-		l.evict(0, Eviction{l.key(80, lb.UDP), targets[0]}) // gone already
+		l.evict(0, Eviction{Key: l.key(80, lb.UDP), Backend: targets[0]}) // gone already
 	})
 }
 
@@ -82,7 +82,7 @@ func TestEvictOfManyServices(t *testing.T) {
 		for port := range uint16(wideFrom + 4) {
 			rules = append(rules, fmt.Sprintf("%d/udp", 100+port), l.at(0, 8080).String())
 			if port < wideFrom {
-				evictions = append(evictions, Eviction{l.key(100+port, lb.UDP), l.at(0, 8080)})
+				evictions = append(evictions, Eviction{Key: l.key(100+port, lb.UDP), Backend: l.at(0, 8080)})
 			}
 		}
 		l.serve(false, rules...)
@@ -112,12 +112,12 @@ func TestB44_FlowMovesToTheBackendThatReplacesItsOwn(t *testing.T) {
 			if got := ask(t, client); got != "b1" {
 				t.Errorf("before the eviction %s answers, want b1: nothing to test", got)
 			}
-			l.evict(1, Eviction{l.key(53, lb.UDP), l.at(0, 8080)})
+			l.evict(1, Eviction{Key: l.key(53, lb.UDP), Backend: l.at(0, 8080)})
 			if got := ask(t, client); got != "b2" {
 				t.Errorf("after the eviction %s answers, want b2", got)
 			}
 			l.serve(true, "53/udp", l.at(0, 8080).String())
-			l.evict(1, Eviction{l.key(53, lb.UDP), l.at(1, 8080)})
+			l.evict(1, Eviction{Key: l.key(53, lb.UDP), Backend: l.at(1, 8080)})
 			if got := ask(t, client); got != "b1" {
 				t.Errorf("back again, %s answers, want b1", got)
 			}
@@ -139,7 +139,7 @@ func TestB45_FlowThatWasSentToNobodyFindsTheFirstBackend(t *testing.T) {
 		if got := ask(t, client); got != "refused" {
 			t.Errorf("before the eviction: %s, so there is nothing to test", got)
 		}
-		l.evict(1, Eviction{l.key(53, lb.UDP), netip.AddrPortFrom(l.vip, 53)})
+		l.evict(1, Eviction{Key: l.key(53, lb.UDP), Backend: netip.AddrPortFrom(l.vip, 53)})
 		if got := ask(t, client); got != "b1" {
 			t.Errorf("after the eviction: %s, want b1", got)
 		}
@@ -158,7 +158,7 @@ func TestB46_LastBackendGoneMeansRefused(t *testing.T) {
 		if got := ask(t, client); got != "b1" {
 			t.Errorf("before the eviction: %s, so there is nothing to test", got)
 		}
-		l.evict(1, Eviction{l.key(53, lb.UDP), l.at(0, 8080)})
+		l.evict(1, Eviction{Key: l.key(53, lb.UDP), Backend: l.at(0, 8080)})
 		if got := ask(t, client); got != "refused" {
 			t.Errorf("after the eviction: %s, want an ICMP error", got)
 		}
@@ -175,7 +175,7 @@ func TestB48_FlowFollowsTheTargetPort(t *testing.T) {
 			t.Fatal(got)
 		}
 		l.serve(false, "53/udp", l.at(0, 8081).String())
-		l.evict(1, Eviction{l.key(53, lb.UDP), l.at(0, 8080)})
+		l.evict(1, Eviction{Key: l.key(53, lb.UDP), Backend: l.at(0, 8080)})
 		if got := ask(t, client); got != "new" {
 			t.Errorf("after the eviction %q answers, want the new port", got)
 		}
@@ -194,7 +194,7 @@ func TestB49_ServicesOnOneVIPDoNotDisturbEachOther(t *testing.T) {
 		}
 		// The rules of both change, but only the flows of one are evicted.
 		l.serve(false, "53/udp", l.at(1, 8080).String(), "54/udp", l.at(1, 8080).String())
-		l.evict(1, Eviction{l.key(53, lb.UDP), l.at(0, 8080)})
+		l.evict(1, Eviction{l.key(53, lb.UDP), l.at(0, 8080), ByNAT})
 		if got := ask(t, a); got != "b2" {
 			t.Errorf("the evicted flow is answered by %s", got)
 		}
@@ -223,7 +223,7 @@ func TestB50_SweepKeepsWhatIsWanted(t *testing.T) {
 		before := l.entries()
 		sweep := func(keep func(lb.Key, netip.AddrPort) bool) Evicted {
 			t.Helper()
-			done, err := l.ct.Sweep(t.Context(), lb.UDP, testMark, keep)
+			done, err := l.ct.Sweep(t.Context(), lb.UDP, testMark, map[Way]Keep{ByAny: keep})
 			check(t, err)
 			return done
 		}
@@ -242,6 +242,11 @@ func TestB50_SweepKeepsWhatIsWanted(t *testing.T) {
 		if after := l.entries(); !maps.Equal(before, after) {
 			t.Errorf("a sweep that keeps everything changed\n%s to\n%s", lines(before), lines(after))
 		}
+		done, err = l.ct.Sweep(t.Context(), lb.UDP, testMark, map[Way]Keep{ByIPVS: func(lb.Key, netip.AddrPort) bool { return false }})
+		if err != nil || done.Deleted != 0 {
+			t.Errorf("a sweep of another way: %+v, %v; want no flow to go", done, err)
+		}
+		l.evict(0, Eviction{l.key(54, lb.UDP), l.at(1, 8080), ByIPVS})
 		done = sweep(func(_ lb.Key, b netip.AddrPort) bool { return b != l.at(1, 8080) })
 		if done.Deleted != 1 {
 			t.Errorf("%+v, want one flow to go", done)

@@ -69,6 +69,7 @@ const (
 // Bits of CTA_STATUS.
 const (
 	statusConfirmed    = 1 << 3
+	statusDstNAT       = 1 << 5
 	statusFixedTimeout = 1 << 10
 )
 

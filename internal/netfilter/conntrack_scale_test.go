@@ -42,9 +42,9 @@ func TestB51_EvictFromALargeTable(t *testing.T) {
 	})
 	t.Logf("%d entries made in %s", size, time.Since(start))
 
-	many := []Eviction{{service, goes}}
+	many := []Eviction{{Key: service, Backend: goes}}
 	for port := range uint16(wideFrom) {
-		many = append(many, Eviction{lb.Key{Addr: vip4, Port: 1000 + port, Protocol: lb.UDP}, goes})
+		many = append(many, Eviction{Key: lb.Key{Addr: vip4, Port: 1000 + port, Protocol: lb.UDP}, Backend: goes})
 	}
 	ways := []struct {
 		name               string
@@ -52,16 +52,16 @@ func TestB51_EvictFromALargeTable(t *testing.T) {
 		evict              func() (Evicted, error)
 	}{
 		{"one backend of one service", doomed, doomed, func() (Evicted, error) {
-			return c.Evict(t.Context(), Eviction{service, goes})
+			return c.Evict(t.Context(), Eviction{Key: service, Backend: goes})
 		}},
 		{"many services", size + doomed, doomed, func() (Evicted, error) {
 			return c.Evict(t.Context(), many...)
 		}},
 		{"sweep", size + doomed, doomed, func() (Evicted, error) {
-			return c.Sweep(t.Context(), lb.UDP, testMark, func(_ lb.Key, b netip.AddrPort) bool { return b == stays })
+			return c.Sweep(t.Context(), lb.UDP, testMark, map[Way]Keep{ByAny: func(_ lb.Key, b netip.AddrPort) bool { return b == stays }})
 		}},
 		{"nothing to do", size, 0, func() (Evicted, error) {
-			return c.Sweep(t.Context(), lb.UDP, testMark, func(lb.Key, netip.AddrPort) bool { return true })
+			return c.Sweep(t.Context(), lb.UDP, testMark, map[Way]Keep{ByAny: func(lb.Key, netip.AddrPort) bool { return true }})
 		}},
 	}
 	for _, way := range ways {
@@ -100,7 +100,7 @@ func TestB51_EvictFromALargeTable(t *testing.T) {
 // count counts the UDP entries.
 func (c *Conntrack) count(t *testing.T) int {
 	t.Helper()
-	done, err := c.Sweep(t.Context(), lb.UDP, testMark, func(lb.Key, netip.AddrPort) bool { return true })
+	done, err := c.Sweep(t.Context(), lb.UDP, testMark, map[Way]Keep{ByAny: func(lb.Key, netip.AddrPort) bool { return true }})
 	check(t, err)
 	return done.Seen
 }

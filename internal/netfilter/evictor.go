@@ -29,7 +29,7 @@ type Keep func(service lb.Key, backend netip.AddrPort) bool
 // flowTable is what an Evictor needs of a Conntrack.
 type flowTable interface {
 	Evict(ctx context.Context, evictions ...Eviction) (Evicted, error)
-	Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keep func(lb.Key, netip.AddrPort) bool) (Evicted, error)
+	Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keeps map[Way]Keep) (Evicted, error)
 	Close() error
 }
 
@@ -89,10 +89,42 @@ func (e *Evictor) Cancel(evictions ...Eviction) {
 
 // Sweep asks for the end of all flows of ours that keep refuses, and returns at
 // once. A later Sweep takes the place of one that has not begun.
-func (e *Evictor) Sweep(keep Keep) {
+func (e *Evictor) Sweep(keep Keep) { e.sweep(ByAny, keep) }
+
+func (e *Evictor) sweep(of Way, keep Keep) {
 	for _, l := range e.lanes {
-		l.ask(work{keep: keep})
+		l.ask(work{keeps: map[Way]Keep{of: keep}})
 	}
+}
+
+// Of returns the part of the Evictor for the flows of one way, for a mode that shares
+// it with others. It is closed with the whole.
+func (e *Evictor) Of(w Way) EvictorOf { return EvictorOf{e, w} }
+
+// EvictorOf ends the flows that were sent to their backend in one way, and those that
+// were sent to nobody. The flows of other ways are left alone.
+type EvictorOf struct {
+	all *Evictor
+	way Way
+}
+
+// Evict is as for Evictor.
+func (o EvictorOf) Evict(evictions ...Eviction) { o.all.Evict(o.ways(evictions)...) }
+
+// Cancel is as for Evictor.
+func (o EvictorOf) Cancel(evictions ...Eviction) { o.all.Cancel(o.ways(evictions)...) }
+
+// Sweep is as for Evictor. It takes the place of one of the same way alone.
+func (o EvictorOf) Sweep(keep Keep) { o.all.sweep(o.way, keep) }
+
+func (o EvictorOf) ways(evictions []Eviction) []Eviction {
+	own := slices.Clone(evictions)
+	for i, e := range own {
+		if e.Backend != e.Key.AddrPort() {
+			own[i].Way = o.way
+		}
+	}
+	return own
 }
 
 // Wait returns when nothing is left to do, done or given up, or when the Evictor
@@ -117,10 +149,10 @@ func (e *Evictor) Close() error {
 // work is what a lane has to do.
 type work struct {
 	evictions map[Eviction]bool
-	keep      Keep
+	keeps     map[Way]Keep
 }
 
-func (w work) empty() bool { return len(w.evictions) == 0 && w.keep == nil }
+func (w work) empty() bool { return len(w.evictions) == 0 && len(w.keeps) == 0 }
 
 // add joins newer work into w.
 func (w *work) add(newer work) {
@@ -128,9 +160,10 @@ func (w *work) add(newer work) {
 		w.evictions = map[Eviction]bool{}
 	}
 	maps.Copy(w.evictions, newer.evictions)
-	if newer.keep != nil {
-		w.keep = newer.keep
+	if w.keeps == nil {
+		w.keeps = map[Way]Keep{}
 	}
+	maps.Copy(w.keeps, newer.keeps)
 }
 
 // lane ends the flows of one protocol.
@@ -182,7 +215,7 @@ func (l *lane) wait(ctx context.Context) error {
 }
 
 // take ends the current work and returns the next, or false if there is none.
-func (l *lane) take() (evictions []Eviction, keep Keep, ok bool) {
+func (l *lane) take() (evictions []Eviction, keeps map[Way]Keep, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current, l.pending = l.pending, work{}
@@ -190,7 +223,7 @@ func (l *lane) take() (evictions []Eviction, keep Keep, ok bool) {
 		l.idle.Broadcast()
 		return nil, nil, false
 	}
-	return slices.Collect(maps.Keys(l.current.evictions)), l.current.keep, true
+	return slices.Collect(maps.Keys(l.current.evictions)), l.current.keeps, true
 }
 
 // giveBack puts the current work, which failed, behind what was asked for since.
@@ -206,7 +239,7 @@ func (l *lane) run(ctx context.Context) {
 	defer l.end()
 	pause, attempt := evictRetryMin, 1
 	for {
-		evictions, keep, ok := l.take()
+		evictions, keeps, ok := l.take()
 		if !ok {
 			select {
 			case <-l.wake:
@@ -215,7 +248,7 @@ func (l *lane) run(ctx context.Context) {
 				return
 			}
 		}
-		err := l.do(ctx, evictions, keep)
+		err := l.do(ctx, evictions, keeps)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -240,7 +273,7 @@ func (l *lane) run(ctx context.Context) {
 }
 
 // do makes one attempt.
-func (l *lane) do(ctx context.Context, evictions []Eviction, keep Keep) (err error) {
+func (l *lane) do(ctx context.Context, evictions []Eviction, keeps map[Way]Keep) (err error) {
 	if l.table == nil {
 		if l.table, err = l.open(); err != nil {
 			return err
@@ -251,9 +284,9 @@ func (l *lane) do(ctx context.Context, evictions []Eviction, keep Keep) (err err
 	if len(evictions) > 0 {
 		done, err = l.table.Evict(ctx, evictions...)
 	}
-	if keep != nil && err == nil {
+	if len(keeps) > 0 && err == nil {
 		var swept Evicted
-		swept, err = l.table.Sweep(ctx, l.proto, l.mark, keep)
+		swept, err = l.table.Sweep(ctx, l.proto, l.mark, keeps)
 		done.Add(swept)
 	}
 	if done.Deleted > 0 {

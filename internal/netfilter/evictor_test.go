@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,8 +68,12 @@ func (f *fakeFlows) Evict(ctx context.Context, evictions ...Eviction) (Evicted, 
 	return f.call(ctx, fmt.Sprintf("%s evict %v", evictions[0].Key.Protocol, ports))
 }
 
-func (f *fakeFlows) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keep func(lb.Key, netip.AddrPort) bool) (Evicted, error) {
-	return f.call(ctx, fmt.Sprintf("%s sweep %#x %t", proto, mark, keep(lb.Key{}, backend4)))
+func (f *fakeFlows) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keeps map[Way]Keep) (Evicted, error) {
+	text := fmt.Sprintf("%s sweep %#x", proto, mark)
+	for _, w := range slices.Sorted(maps.Keys(keeps)) {
+		text += fmt.Sprintf(" %d:%t", w, keeps[w](lb.Key{}, backend4))
+	}
+	return f.call(ctx, text)
 }
 
 // take returns the calls so far, and forgets them.
@@ -96,11 +101,11 @@ func withEvictor(t *testing.T, run func(t *testing.T, e *Evictor, f *fakeFlows, 
 }
 
 func udpEviction(port uint16) Eviction {
-	return Eviction{lb.Key{Addr: service4.Addr(), Port: port, Protocol: lb.UDP}, backend4}
+	return Eviction{Key: lb.Key{Addr: service4.Addr(), Port: port, Protocol: lb.UDP}, Backend: backend4}
 }
 
 func tcpEviction(port uint16) Eviction {
-	return Eviction{lb.Key{Addr: service4.Addr(), Port: port, Protocol: lb.TCP}, backend4}
+	return Eviction{Key: lb.Key{Addr: service4.Addr(), Port: port, Protocol: lb.TCP}, Backend: backend4}
 }
 
 func wantCalls(t *testing.T, f *fakeFlows, want ...string) {
@@ -124,12 +129,52 @@ func TestEvictorGathersWhatComesMeanwhile(t *testing.T) {
 			e.Evict(udpEviction(4))
 		}
 		e.Sweep(func(lb.Key, netip.AddrPort) bool { return false })
-		wantCalls(t, f, "tcp sweep 0x2000 false", "sctp sweep 0x2000 false") // are not held up by UDP
-		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true })           // takes the place of the one for UDP
+		wantCalls(t, f, "tcp sweep 0x2000 0:false", "sctp sweep 0x2000 0:false") // are not held up by UDP
+		e.Sweep(func(lb.Key, netip.AddrPort) bool { return true })               // takes the place of the one for UDP
 		e.Evict(tcpEviction(9))
 		time.Sleep(2500 * time.Millisecond)
-		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 true", "tcp evict [9]", "tcp sweep 0x2000 true", "sctp sweep 0x2000 true")
+		wantCalls(t, f, "udp evict [2 3 4]", "udp sweep 0x2000 0:true", "tcp evict [9]", "tcp sweep 0x2000 0:true", "sctp sweep 0x2000 0:true")
 	})
+}
+
+func TestModesShareAnEvictor(t *testing.T) {
+	withEvictor(t, func(t *testing.T, e *Evictor, f *fakeFlows, _ *bytes.Buffer) {
+		keep := func(answer bool) Keep { return func(lb.Key, netip.AddrPort) bool { return answer } }
+		f.takes = time.Second
+		e.Evict(udpEviction(1), tcpEviction(1))
+		synctest.Wait() // what follows waits for these
+		e.Of(ByNAT).Sweep(keep(true))
+		e.Of(ByIPVS).Sweep(keep(false))
+		e.Of(ByNAT).Sweep(keep(false))
+		e.Of(ByNAT).Evict(udpEviction(2))
+		e.Of(ByIPVS).Evict(udpEviction(2), udpEviction(3))
+		e.Of(ByNAT).Cancel(udpEviction(3), udpEviction(2))
+		time.Sleep(2500 * time.Millisecond)
+		wantCalls(t, f, "udp evict [1]", "tcp evict [1]", "udp evict [2 3]",
+			"udp sweep 0x2000 1:false 2:false", "tcp sweep 0x2000 1:false 2:false", "sctp sweep 0x2000 1:false 2:false")
+	})
+}
+
+func TestWhoJudgesAFlow(t *testing.T) {
+	vip, b := netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("10.0.0.1:80")
+	sent := func(status uint32, backend netip.AddrPort) *flow {
+		return &flow{orig: tuple{dst: vip}, reply: tuple{src: backend}, status: status}
+	}
+	translated, scheduled, nobody := sent(statusConfirmed|statusDstNAT, b), sent(statusConfirmed, b), sent(statusConfirmed, vip)
+	refuse := func(lb.Key, netip.AddrPort) bool { return false }
+	for _, tt := range []struct {
+		f    *flow
+		by   Way
+		want bool
+	}{
+		{translated, ByAny, true}, {translated, ByNAT, true}, {translated, ByIPVS, false},
+		{scheduled, ByAny, true}, {scheduled, ByNAT, false}, {scheduled, ByIPVS, true},
+		{nobody, ByAny, true}, {nobody, ByNAT, true}, {nobody, ByIPVS, true},
+	} {
+		if got := refused(tt.f, map[Way]Keep{tt.by: refuse}); got != tt.want {
+			t.Errorf("status %#x to %s judged by %d: refused is %t", tt.f.status, tt.f.backend(), tt.by, got)
+		}
+	}
 }
 
 func TestEvictorHasNothingToDo(t *testing.T) {

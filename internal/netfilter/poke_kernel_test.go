@@ -52,7 +52,7 @@ func TestDrainedConnectionIsResetAtBothEnds(t *testing.T) {
 						l.serve(masq, "80/tcp", target.String())
 						client1, backend1 := l.connect(from, 0, 80, server)
 						client2, backend2 := l.connect(from, 0, 80, server)
-						done := l.evict(2, Eviction{l.key(80, lb.TCP), target})
+						done := l.evict(2, Eviction{Key: l.key(80, lb.TCP), Backend: target})
 						if done.Poked != 2 {
 							t.Errorf("%d of 2 connections poked", done.Poked)
 						}
@@ -81,7 +81,7 @@ func TestDrainedConnectionIsResetWithoutLooseTracking(t *testing.T) {
 			for _, masq := range []bool{false, true} {
 				l.serve(masq, "80/tcp", l.at(0, 8080).String())
 				client, backend := l.connect(from, 0, 80, server)
-				l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+				l.evict(1, Eviction{Key: l.key(80, lb.TCP), Backend: l.at(0, 8080)})
 				isReset(t, fmt.Sprintf("client %s masq %t", from.Name, masq), client)
 				isReset(t, fmt.Sprintf("backend of %s masq %t", from.Name, masq), backend)
 			}
@@ -97,7 +97,7 @@ func TestDrainSparesOtherConnections(t *testing.T) {
 		client, backend := l.connect(l.Client, 0, 80, one)
 		l.serve(false, "80/tcp", l.at(0, 8081).String())
 		keptClient, keptBackend := l.connect(l.Client, 0, 80, two)
-		l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+		l.evict(1, Eviction{Key: l.key(80, lb.TCP), Backend: l.at(0, 8080)})
 		isReset(t, "client", client)
 		isReset(t, "backend", backend)
 		exchange(t, keptClient, keptBackend)
@@ -125,7 +125,7 @@ func TestClientMayUseItsPortAgainAfterTheDrain(t *testing.T) {
 						l.serve(masq, "80/tcp", l.at(0, 8080).String())
 						client, backend := l.connect(l.Client, port, 80, one)
 						l.serve(masq, "80/tcp", next.String())
-						l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+						l.evict(1, Eviction{Key: l.key(80, lb.TCP), Backend: l.at(0, 8080)})
 						if round%2 == 0 { // else the SYN comes as early as can be
 							isReset(t, "backend", backend)
 							isReset(t, "client", client)
@@ -156,7 +156,7 @@ func TestDrainWithoutRawSockets(t *testing.T) {
 			client, _ := l.connect(l.Client, 0, 80, server)
 			var done Evicted
 			err := withoutCapability(unix.CAP_NET_RAW, func() (err error) {
-				done, err = l.ct.Evict(t.Context(), Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+				done, err = l.ct.Evict(t.Context(), Eviction{Key: l.key(80, lb.TCP), Backend: l.at(0, 8080)})
 				return err
 			})
 			if err != nil || done.Deleted != 1 || done.Poked != 0 {
@@ -185,6 +185,6 @@ func TestEntryOfAPokeGivesWayToANewConnection(t *testing.T) {
 			check(t, l.ct.writer.request(t.Context(), createRequest(tuple{lb.TCP, client, dst}, testMark, 0, pokeLifetime)))
 		}
 		l.connect(l.Client, client.Port(), 80, server)
-		l.evict(1, Eviction{l.key(80, lb.TCP), l.at(0, 8080)})
+		l.evict(1, Eviction{Key: l.key(80, lb.TCP), Backend: l.at(0, 8080)})
 	})
 }

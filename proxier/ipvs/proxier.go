@@ -35,8 +35,9 @@ type Options struct {
 	// those of its keys are taken for ours. The door shuts what is not wanted before
 	// the first pass gets here: so read the set before. It may be nil.
 	Witness func(ctx context.Context) (map[lb.Key]bool, error)
-	// Evict ends the flows of backends that are gone. It outlives the Proxier. It may
-	// be nil.
+	// Evict ends the flows of backends that are gone, those of IPVS alone
+	// (netfilter.ByIPVS): the same backends may be served by another mode, too. It
+	// outlives the Proxier. It may be nil.
 	Evict Evictor
 	// Settings are the sysctls of IPVS, seen to whenever the kernel is read while there
 	// are services, and before the first one. It may be nil.
