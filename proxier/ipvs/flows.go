@@ -26,7 +26,7 @@ func (p *pass) endFlows(j *job) {
 		return
 	}
 	for _, d := range j.now.destinations() {
-		if _, stood := j.was.find(d.Addr); !stood {
+		if !j.was.has(d.Addr) {
 			p.evict.Cancel(netfilter.Eviction{Key: j.key, Backend: d.Addr})
 		}
 	}
@@ -38,7 +38,7 @@ func (p *pass) endFlows(j *job) {
 		}
 	}
 	for _, d := range j.was.destinations() {
-		if _, stands := j.now.find(d.Addr); stands {
+		if j.now.has(d.Addr) {
 			continue
 		}
 		if d.Forward == vs.Masquerade {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,10 +38,13 @@ type testKernel struct {
 	before func(c vs.Command) error // an error in place of the command
 	after  func(c vs.Command) error // an error although it took effect
 
+	look atomic.Pointer[func()] // called before a virtual server is looked at
+
 	log *[]string // commands that took effect, and what happens to the journal
 
-	commands            int
-	dumps, lists, looks int // Servers, Destinations, Server
+	commands     int
+	dumps, lists int          // calls of Servers and Destinations
+	looks        atomic.Int32 // and of Server, which Watch makes, too
 }
 
 func (k *testKernel) Do(ctx context.Context, commands []vs.Command) []error {
@@ -92,7 +96,10 @@ func (k *testKernel) Destinations(ctx context.Context, key lb.Key, each func(vs.
 }
 
 func (k *testKernel) Server(ctx context.Context, key lb.Key) (vs.Server, bool, error) {
-	k.looks++
+	k.looks.Add(1)
+	if look := k.look.Load(); look != nil {
+		(*look)()
+	}
 	return k.Kernel.Server(ctx, key)
 }
 

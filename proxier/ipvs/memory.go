@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"maps"
 	"net/netip"
 
 	"vipd/lb"
@@ -19,13 +18,6 @@ type memory struct {
 	// next try somebody has to look.
 	strangers map[lb.Key]bool
 	witnessed bool // Options.Witness has been asked
-}
-
-// clone returns a copy that a plan may change.
-func (m *memory) clone() memory {
-	c := *m
-	c.odd, c.strangers = maps.Clone(m.odd), maps.Clone(m.strangers)
-	return c
 }
 
 // forget drops what is remembered of the kernel, because the outcome of a command is
@@ -50,8 +42,7 @@ func (m *memory) keeps(k lb.Key, backend netip.AddrPort) bool {
 		if backend == k.AddrPort() {
 			return !takesUp(k, s)
 		}
-		_, found := s.find(backend)
-		return found
+		return s.has(backend)
 	}
 	s := m.applied.Get(k)
 	if backend == k.AddrPort() {

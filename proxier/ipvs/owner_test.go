@@ -11,7 +11,7 @@ import (
 )
 
 // A virtual server is in the journal before it is made, and until after it is deleted.
-func TestF93_JournalComesFirst(t *testing.T) {
+func TestJournalComesFirst(t *testing.T) {
 	h := newHarness(vs.NewFake())
 	p := h.proxier()
 	for _, step := range []struct {
@@ -34,7 +34,7 @@ func TestF93_JournalComesFirst(t *testing.T) {
 	}
 }
 
-func TestF119_JournalThatCannotBeWrittenStopsNothing(t *testing.T) {
+func TestJournalThatCannotBeWrittenStopsNothing(t *testing.T) {
 	h := newHarness(vs.NewFake())
 	h.journal.full = errors.New("no space left on device")
 	if got := h.sync(t, h.proxier(), prune, services("192.0.2.1:80 10.0.0.1:80")); got == "" {
@@ -130,8 +130,24 @@ func TestF93_StrangerThatComesLater(t *testing.T) {
 	}
 }
 
+// When nobody knows what became of an AddServer, what stands may be a stranger's.
+func TestF93_StrangerWhenTheLineBreaksOff(t *testing.T) {
+	h := newHarness(vs.NewFake())
+	p := h.proxier()
+	h.sync(t, p, prune, nil)
+	h.foreign(t, stranger("192.0.2.1:80 10.9.0.1:80")...)
+	before := h.State(t)
+	h.kernel.before = func(vs.Command) error {
+		h.kernel.before = nil
+		return errors.New("broken off by the test")
+	}
+	if got := h.sync(t, p, prune, services("192.0.2.1:80 10.0.0.1:80"), "192.0.2.1:80"); got != "" || h.State(t) != before || len(h.journal.keys) > 0 {
+		t.Errorf("did %s; is\n%s\nthe journal has %v", got, h.State(t), h.journal.keys)
+	}
+}
+
 // With the state lost, virtual servers whose VIP:port is open are taken for ours.
-func TestF121_WitnessStandsInForTheJournal(t *testing.T) {
+func TestWitnessStandsInForTheJournal(t *testing.T) {
 	h := newHarness(vs.NewFake())
 	ours := services("192.0.2.1:80 10.0.0.1:80", "192.0.2.2:80 10.0.0.1:80")
 	h.sync(t, h.proxier(), prune, ours)

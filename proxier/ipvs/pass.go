@@ -196,9 +196,6 @@ func (p *pass) do(ctx context.Context, jobs []*job, part func(*job) []vs.Command
 		return err
 	}
 	for i, err := range errs {
-		if errors.Is(err, vs.ErrUnsupported) {
-			return err
-		}
 		if j := whose[i]; err != nil && j.err == nil {
 			j.fail(commands[i], err) // which says what the command was
 		}

@@ -94,7 +94,7 @@ func (p *Proxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) e
 // kernel would refuse (a scheduler that it does not have) it does not find out.
 func (p *Proxier) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) ([]proxier.Change, error) {
 	how.Fresh = true
-	memory := p.memory.clone()
+	memory := p.memory // reading makes new maps
 	pass := p.pass(&memory, want, how)
 	rehearsal := &rehearsal{Kernel: p.Kernel}
 	rehearsal.settings(p.Settings, want)

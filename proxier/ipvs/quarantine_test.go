@@ -51,6 +51,7 @@ func TestB58_RefusedServiceGoesBackToWhatStood(t *testing.T) {
 		"192.0.2.1:80 10.0.0.1:80*7 10.0.0.4:80 224.0.0.1:80 scheduler=lc",           // the kernel refuses it
 		"192.0.2.1:80 10.0.0.1:80 10.0.0.4:80 [fd00::1]:80",                          // we do
 		"192.0.2.2:80 10.0.0.1:80 224.0.0.1:80",                                      // never stood
+		"[2001:db8::1]:53/udp 10.0.0.4:53*0",                                         // another family, though nothing is to stand
 		"192.0.2.1:80 10.0.0.1:80*7 10.0.0.4:81 dr",                                  // another port
 		"[2001:db8::1]:80 10.0.0.4:80 tunnel",                                        // another family
 		"192.0.2.1:80 10.0.0.1:80*7 10.0.0.4:80 224.0.0.1:80 dr affinity=1m",         // all at once

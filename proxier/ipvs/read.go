@@ -44,7 +44,7 @@ func (p *pass) read(ctx context.Context) error {
 			return err
 		}
 		seen[server.Key] = true
-		if svc := p.want.Get(server.Key); !stands.equal(render(svc)) || svc != nil && validate(svc) != nil {
+		if !stands.equal(render(p.want.Get(server.Key))) {
 			m.odd[server.Key] = stands
 		}
 	}

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -130,7 +131,7 @@ func TestB53_GateKeepsDestinations(t *testing.T) {
 }
 
 // A memory that is behind the kernel costs no service: it is read again, alone.
-func TestF86_ChangeOfAServiceThatSomebodyDeleted(t *testing.T) {
+func TestF103_ChangeOfAServiceThatSomebodyDeleted(t *testing.T) {
 	for name, harm := range map[string][]vs.Command{
 		"its virtual server": {{Op: vs.DeleteServer, Server: serverOf(svc("192.0.2.1:80"))}},
 		"a destination":      {{Op: vs.DeleteDestination, Server: serverOf(svc("192.0.2.1:80")), Destination: vs.Destination{Addr: backend("10.0.0.1:80").Addr}}},
@@ -154,7 +155,7 @@ func TestF86_ChangeOfAServiceThatSomebodyDeleted(t *testing.T) {
 }
 
 // A line that breaks off after a command took effect leaves nothing behind.
-func TestF103_LineThatBreaksOff(t *testing.T) {
+func TestLineThatBreaksOff(t *testing.T) {
 	h := newHarness(vs.NewFake())
 	p := h.proxier()
 	want := services("192.0.2.1:80 10.0.0.1:80 10.0.0.2:80", "192.0.2.2:80 10.0.0.1:80")
@@ -172,6 +173,32 @@ func TestF103_LineThatBreaksOff(t *testing.T) {
 			t.Errorf("broken off at command %d: left to be done: %s", broken, got)
 		}
 		h.sync(t, p, prune, nil)
+	}
+}
+
+// A pass that is stopped in the middle is made up for.
+func TestPassThatIsStopped(t *testing.T) {
+	h := newHarness(vs.NewFake())
+	p := h.proxier()
+	want := services("192.0.2.1:80 10.0.0.1:80 10.0.0.2:80", "192.0.2.2:80 10.0.0.1:80")
+	for n := range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		h.kernel.after = func(vs.Command) error {
+			if n--; n < 0 {
+				cancel()
+			}
+			return nil
+		}
+		if err := p.Sync(ctx, lb.NewSnapshot(want...), prune); !errors.Is(err, context.Canceled) {
+			t.Errorf("Sync: %v", err)
+		}
+		h.kernel.after = nil
+		h.sync(t, p, prune, want)
+		if got := h.sync(t, p, fresh, want); got != "" {
+			t.Errorf("left to be done: %s", got)
+		}
+		h.sync(t, p, prune, nil)
+		cancel()
 	}
 }
 

@@ -33,14 +33,10 @@ func (s *standing) destinations() []vs.Destination {
 	return s.to
 }
 
-// find returns where the destination of an address is.
-func (s *standing) find(addr netip.AddrPort) (vs.Destination, bool) {
-	to := s.destinations()
-	i, found := slices.BinarySearchFunc(to, addr, func(d vs.Destination, a netip.AddrPort) int { return d.Addr.Compare(a) })
-	if !found {
-		return vs.Destination{}, false
-	}
-	return to[i], true
+// has reports whether there is a destination of an address.
+func (s *standing) has(addr netip.AddrPort) bool {
+	_, found := slices.BinarySearchFunc(s.destinations(), addr, func(d vs.Destination, a netip.AddrPort) int { return d.Addr.Compare(a) })
+	return found
 }
 
 // usable reports whether new connections have somewhere to go.
@@ -137,7 +133,7 @@ func goalOf(have *standing, svc *lb.Service, prune bool) *standing {
 	}
 	goal := &standing{server: serverOf(svc), to: slices.Clone(want.destinations())}
 	for _, d := range have.to {
-		if _, stays := want.find(d.Addr); !stays {
+		if !want.has(d.Addr) {
 			d.Weight = 0
 			goal.to = append(goal.to, d)
 		}

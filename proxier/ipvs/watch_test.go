@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,16 +15,36 @@ import (
 	"vipd/proxier"
 )
 
-// watching runs f beside the Watch of a proxier, whose drifts are noted.
-func watching(t *testing.T, fake *vs.Fake, f func(h *harness, p *Proxier, drifts *[]string)) {
+// heard are the drifts that were told.
+type heard struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (h *heard) drift(d proxier.Drift) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, d.Object)
+}
+
+// take returns what was told since it was asked last.
+func (h *heard) take() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	defer func() { h.all = nil }()
+	return strings.Join(h.all, "; ")
+}
+
+// watching runs f beside the Watch of a proxier.
+func watching(t *testing.T, fake *vs.Fake, f func(h *harness, p *Proxier, drifts *heard)) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(fake)
 		p := h.proxier()
-		var drifts []string
+		drifts := &heard{}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
-		go func() { ended <- p.Watch(ctx, func(d proxier.Drift) { drifts = append(drifts, d.Object) }) }()
-		f(h, p, &drifts)
+		go func() { ended <- p.Watch(ctx, drifts.drift) }()
+		f(h, p, drifts)
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("Watch: %v", err)
@@ -39,7 +60,7 @@ func rest(d time.Duration) {
 
 func TestF86_ClearedTableIsSeenWithinASecond(t *testing.T) {
 	fake := vs.NewFake()
-	watching(t, fake, func(h *harness, p *Proxier, drifts *[]string) {
+	watching(t, fake, func(h *harness, p *Proxier, drifts *heard) {
 		rest(time.Minute)
 		var all []*lb.Service
 		for i := range 1000 {
@@ -49,23 +70,25 @@ func TestF86_ClearedTableIsSeenWithinASecond(t *testing.T) {
 		rest(time.Minute)
 		h.sync(t, p, prune, all[1:])
 		rest(time.Minute)
-		if len(*drifts) > 0 {
-			t.Fatalf("told of %v, and nobody else did anything", *drifts)
+		if got := drifts.take(); got != "" {
+			t.Fatalf("told of %s, and nobody else did anything", got)
 		}
 		fake.Clear()
 		rest(time.Second)
-		if len(*drifts) != 1 {
-			t.Fatalf("told of %v", *drifts)
+		if got := drifts.take(); !strings.HasPrefix(got, "virtual server 192.0.") || strings.Contains(got, ";") {
+			t.Fatalf("told of %q", got)
 		}
-		h.kernel.looks = 0
+		looks := h.kernel.looks.Load()
 		rest(time.Minute)
-		if len(*drifts) != 1 || h.kernel.looks > 0 {
-			t.Errorf("told of %v, and looked at %d since", *drifts, h.kernel.looks)
+		h.sync(t, p, prune, all[1:]) // which reads nothing
+		rest(time.Minute)
+		if got, n := drifts.take(), h.kernel.looks.Load()-looks; got != "" || n > 0 {
+			t.Errorf("told of %q again, after %d looks", got, n)
 		}
 		h.sync(t, p, fresh, all[1:])
 		rest(time.Minute)
-		if len(*drifts) != 1 {
-			t.Errorf("told of %v", *drifts)
+		if got := drifts.take(); got != "" || h.kernel.looks.Load() == looks {
+			t.Errorf("after the repair: told of %q", got)
 		}
 	})
 }
@@ -73,28 +96,49 @@ func TestF86_ClearedTableIsSeenWithinASecond(t *testing.T) {
 // However many there are, a look is bounded, and each is looked at in its turn.
 func TestWatchLooksAtEachInTurn(t *testing.T) {
 	fake := vs.NewFake()
-	watching(t, fake, func(h *harness, p *Proxier, drifts *[]string) {
+	watching(t, fake, func(h *harness, p *Proxier, drifts *heard) {
 		var all []*lb.Service
 		for i := range 2*watchCount + 10 {
 			all = append(all, svc(fmt.Sprintf("192.0.%d.%d:80 10.0.0.1:80", i/200, i%200)))
 		}
 		h.sync(t, p, prune, all)
 		rest(watchInterval)
-		if h.kernel.looks != watchCount {
-			t.Errorf("looked at %d at once", h.kernel.looks)
+		if n := h.kernel.looks.Load(); n != watchCount {
+			t.Errorf("looked at %d at once", n)
 		}
 		for _, i := range []int{len(all) - 1, 0, watchCount} {
 			changed := serverOf(all[i])
 			changed.Scheduler = "lc"
 			h.foreign(t, vs.Command{Op: vs.EditServer, Server: changed})
-			*drifts = nil
 			rest(3 * watchInterval)
-			if want := []string{"virtual server " + all[i].Key.String()}; !slices.Equal(*drifts, want) {
-				t.Errorf("told of %v, want %v", *drifts, want)
+			if got, want := drifts.take(), "virtual server "+all[i].Key.String(); got != want {
+				t.Errorf("told of %q, want %q", got, want)
 			}
 			if got := h.sync(t, p, fresh, all); got == "" {
 				t.Error("not repaired")
 			}
+		}
+	})
+}
+
+// What a pass changes while the watch looks is no drift.
+func TestWatchBesideAPass(t *testing.T) {
+	watching(t, vs.NewFake(), func(h *harness, p *Proxier, drifts *heard) {
+		all := services("192.0.2.1:80 10.0.0.1:80", "192.0.2.2:80 10.0.0.1:80")
+		h.sync(t, p, prune, all)
+		looks, goOn := make(chan struct{}), make(chan struct{})
+		look := func() {
+			h.kernel.look.Store(nil)
+			looks <- struct{}{}
+			<-goOn
+		}
+		h.kernel.look.Store(&look)
+		<-looks
+		h.sync(t, p, prune, all[1:])
+		close(goOn)
+		rest(time.Minute)
+		if got := drifts.take(); got != "" {
+			t.Errorf("told of %s", got)
 		}
 	})
 }
