@@ -105,6 +105,11 @@ func TestF93_StrangersAreLeftAlone(t *testing.T) {
 	if got := h.sync(t, p, prune, want); got != "-A -t 192.0.2.1:80 -s wrr; -a -t 192.0.2.1:80 -r 10.0.0.1:80 -m -w 1" {
 		t.Errorf("did %s", got)
 	}
+	looks := h.kernel.looks.Load()
+	h.sync(t, p, prune, want[1:])
+	if h.sync(t, p, prune, want); h.kernel.looks.Load() != looks {
+		t.Error("the place of a stranger that went is looked at again")
+	}
 }
 
 // A stranger that comes between two passes keeps its place, gets no destination of
