@@ -14,16 +14,19 @@ import (
 // Status is what can be asked of a running vipd. Its JSON form is stable and
 // documented in docs/operations.md.
 type Status struct {
-	Started  time.Time       `json:"started"`
-	Mode     lb.Mode         `json:"mode"`
-	Ready    bool            `json:"ready"` // every source has spoken and a pass has succeeded since
-	Pass     PassStatus      `json:"pass"`
-	Sources  []SourceStatus  `json:"sources"`
-	Services []ServiceStatus `json:"services"`
-	Problems []ProblemStatus `json:"problems"`
-	Findings []string        `json:"findings"` // what on this host hinders service
-	Config   ConfigStatus    `json:"config"`
-	IPTables IPTablesStatus  `json:"iptables"`
+	Started time.Time `json:"started"`
+	Mode    lb.Mode   `json:"mode"` // in force: serves the services that name none
+	// ModeReason says why that mode is in force.
+	ModeReason string          `json:"mode_reason"`
+	Ready      bool            `json:"ready"` // every source has spoken and a pass has succeeded since
+	Pass       PassStatus      `json:"pass"`
+	Sources    []SourceStatus  `json:"sources"`
+	Services   []ServiceStatus `json:"services"`
+	Problems   []ProblemStatus `json:"problems"`
+	Findings   []string        `json:"findings"` // what on this host hinders service
+	Config     ConfigStatus    `json:"config"`
+	IPTables   IPTablesStatus  `json:"iptables"`
+	IPVS       IPVSStatus      `json:"ipvs"`
 }
 
 // IPTablesStatus tells of the tools by which rules are changed.
@@ -32,6 +35,24 @@ type IPTablesStatus struct {
 	Version   string `json:"version"`
 	LockWaits uint64 `json:"lock_waits"`        // how often the xtables lock was not to be had at once
 	Waiting   string `json:"waiting,omitempty"` // who holds that lock while a pass waits for it
+}
+
+// IPVSStatus tells of the IPVS of the kernel.
+type IPVSStatus struct {
+	Available bool           `json:"available"`
+	Reason    string         `json:"reason,omitempty"` // why not; else what there is to know, if anything
+	Version   string         `json:"version,omitempty"`
+	Sysctls   []SysctlStatus `json:"sysctls"` // on which it depends; none before a service uses it
+}
+
+// SysctlStatus tells of one setting of the kernel.
+type SysctlStatus struct {
+	Key     string `json:"key"`             // "net.ipv4.vs.conntrack"
+	Want    string `json:"want"`            // empty: whatever it is
+	Found   string `json:"found,omitempty"` // before vipd set it; empty: this kernel has no such setting
+	Set     bool   `json:"set,omitempty"`   // vipd has set it
+	Reason  string `json:"reason"`          // what it is good for
+	Problem string `json:"problem,omitempty"`
 }
 
 // ConfigStatus tells which configuration is in force.
@@ -114,8 +135,12 @@ func (r *Reconciler) Report() (Status, iter.Seq[ServiceStatus]) {
 func (r *Reconciler) known(newest uint64) (Status, *desired.Memo, stages) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	mode := r.settings.Mode
+	if lack, is := r.lacks[mode]; is {
+		mode = lack.Fallback
+	}
 	s := Status{
-		Started: r.started, Mode: r.settings.Mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
+		Started: r.started, Mode: mode, Ready: r.pass.Prune && r.pass.Error == "", Pass: r.pass,
 		Sources: []SourceStatus{}, Services: []ServiceStatus{}, Problems: []ProblemStatus{}, Findings: []string{},
 	}
 	s.Pass.Pending = newest != r.view.Seq || r.pass.Count == 0

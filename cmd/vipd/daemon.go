@@ -64,7 +64,7 @@ func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.L
 	if err != nil {
 		log.Warn("some of the last run's state is not used", "error", err)
 	}
-	if d.host, err = newHost(ctx, cfg, log); err != nil {
+	if d.host, err = newHost(ctx, cfg, newJournal(store, past.servers), log); err != nil {
 		return nil, err
 	}
 	cfg.Services = discovery.Intern(past.accepted[static.Name], cfg.Services)
@@ -74,7 +74,7 @@ func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.L
 	})
 	d.reconciler = reconciler.New(reconciler.Options{
 		Settings: settings(cfg), Views: d.hub.View(), Memo: past.memo, Restored: len(past.accepted[static.Name]) > 0,
-		Door: d.host.door, Proxiers: d.host.proxiers, Modes: abilities(), Recorder: recorder{store}, Log: log,
+		Door: d.host.door, Proxiers: d.host.proxiers, Modes: abilities(), Lacks: d.host.choice.lacks, Recorder: recorder{store}, Log: log,
 	})
 	return d, nil
 }
@@ -83,7 +83,7 @@ func newDaemon(ctx context.Context, path string, cfg *config.Config, log *slog.L
 func settings(cfg *config.Config) reconciler.Settings {
 	return reconciler.Settings{
 		MinSyncPeriod: cfg.Sync.MinSyncPeriod, SyncPeriod: cfg.Sync.SyncPeriod,
-		StartupTimeout: cfg.Daemon.StartupTimeout, Mode: inForce(cfg), Allowed: cfg.VIP.Allowed,
+		StartupTimeout: cfg.Daemon.StartupTimeout, Mode: asked(cfg), Allowed: cfg.VIP.Allowed,
 	}
 }
 
@@ -220,10 +220,7 @@ func (d *daemon) loaded() time.Time {
 // Status tells what the reconciler knows, and what hinders service on this host.
 func (d *daemon) Status(ctx context.Context) (reconciler.Status, iter.Seq[reconciler.ServiceStatus]) {
 	s, services := d.reconciler.Report()
-	s.Findings = append(s.Findings, d.host.door.Findings(ctx)...)
-	s.Findings = append(s.Findings, d.host.tools.Findings(ctx)...)
-	s.IPTables = d.host.iptables()
-	s.Ready = s.Ready && s.IPTables.Waiting == "" // a pass is held up
+	d.host.describe(ctx, &s)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.Config = d.status

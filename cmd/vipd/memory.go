@@ -17,6 +17,7 @@ import (
 const (
 	bucketAccepted = "accepted" // "SOURCE VIP:PORT/PROTO" -> the spec that the source stated last
 	bucketEntry    = "entry"    // "VIP:PORT/PROTO" -> what was decided of it
+	bucketServer   = "ipvs"     // "VIP:PORT/PROTO" -> {}: the virtual server of IPVS there is vipd's
 )
 
 // recorder writes what the reconciler wants remembered.
@@ -46,6 +47,7 @@ func (r recorder) Record(claims []desired.Claim, entries map[lb.Key][]byte) erro
 type memory struct {
 	accepted map[string][]*lb.Spec // by source
 	memo     *desired.Memo
+	servers  []lb.Key // the journal of mode ipvs
 }
 
 // recall reads the entries of the state log. What cannot be read is left out and
@@ -56,13 +58,17 @@ func recall(entries map[state.ID]json.RawMessage, now time.Time) (memory, error)
 	var errs []error
 	for id, raw := range entries {
 		var err error
+		var k lb.Key
 		switch id.Bucket {
 		case bucketAccepted:
 			err = m.accept(id.Key, raw)
 		case bucketEntry:
-			var k lb.Key
 			if k, err = lb.ParseKey(id.Key); err == nil {
 				records[k] = raw
+			}
+		case bucketServer:
+			if k, err = lb.ParseKey(id.Key); err == nil {
+				m.servers = append(m.servers, k)
 			}
 		}
 		if err != nil {

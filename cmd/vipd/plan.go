@@ -88,7 +88,7 @@ func planAlone(ctx context.Context, cfg *config.Config, warn func(string, error)
 	if err != nil {
 		warn("some of the last run's state is not used", err)
 	}
-	host, err := newHost(ctx, cfg, log)
+	host, err := newHost(ctx, cfg, newJournal(nil, past.servers), log)
 	if err != nil {
 		return p, err
 	}
@@ -97,7 +97,8 @@ func planAlone(ctx context.Context, cfg *config.Config, warn func(string, error)
 	views := hub.View()
 	views.Set(views.Get().With(static.Name, staticSet(cfg, ""), staticPolicy(cfg), time.Now()))
 	planned, err := reconciler.PlanOnce(ctx, reconciler.Options{
-		Settings: settings(cfg), Views: views, Memo: past.memo, Door: host.door, Proxiers: host.proxiers, Modes: abilities(), Log: log,
+		Settings: settings(cfg), Views: views, Memo: past.memo, Door: host.door, Proxiers: host.proxiers,
+		Modes: abilities(), Lacks: host.choice.lacks, Log: log,
 	})
 	return admin.NewPlan(planned), err
 }

@@ -62,7 +62,7 @@ func serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return errors.Join(err, d.close())
 	}
-	log.Info("vipd starts", "version", version, "config", o.config, "mode", inForce(cfg), "services", len(cfg.Services))
+	log.Info("vipd starts", "version", version, "config", o.config, "mode", d.host.choice.inForce, "services", len(cfg.Services))
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -178,6 +178,8 @@ func printNotes(w io.Writer, s reconciler.Status) {
 			say("  rejected: %s: %s", r.Entry, r.Reason)
 		}
 	}
+	say("mode %s: %s", s.Mode, s.ModeReason)
+	printSysctls(w, s.IPVS)
 	say("iptables: %s, %s backend", s.IPTables.Version, s.IPTables.Backend)
 	if s.IPTables.Waiting != "" {
 		say("  waits for the xtables lock, held by %s", s.IPTables.Waiting)
@@ -198,6 +200,18 @@ func printNotes(w io.Writer, s reconciler.Status) {
 	printTrouble(w, s)
 	for _, f := range s.Findings {
 		say("finding: %s", f)
+	}
+}
+
+// printSysctls prints what vipd has set, and what is not as it should be.
+func printSysctls(w io.Writer, s reconciler.IPVSStatus) {
+	for _, e := range s.Sysctls {
+		switch {
+		case e.Set:
+			_, _ = fmt.Fprintf(w, "  %s: set to %s, was %s\n", e.Key, e.Want, e.Found)
+		case e.Problem != "":
+			_, _ = fmt.Fprintf(w, "  %s: %s\n", e.Key, e.Problem)
+		}
 	}
 }
 
