@@ -98,7 +98,7 @@ type Proxy struct {
 
 // IPVS is about mode ipvs.
 type IPVS struct {
-	Estimation bool // the kernel counts rates for each virtual server: net.ipv4.vs.run_estimation
+	Estimation bool // the kernel sums up traffic for each virtual server: net.ipv4.vs.run_estimation
 }
 
 // IPTablesBackend says which of the two programs of the name iptables is used.
