@@ -20,13 +20,18 @@ import (
 type pkg struct {
 	path, dir string
 	tests     []string // of the files with the tag kernel
-	vm        []string // those of them that run in the virtual machine
+	// vm are those of them that run in the virtual machine, by mode; "" is that which
+	// the test takes by itself.
+	vm map[string][]string
 }
 
 // vmDirective marks a test, or by standing before the package clause a file of tests,
 // as one that runs in the virtual machine too. Emulation is 20 to 50 times slower
 // where programs are started, so that is for what its kernel alone has. A package
 // without any mark runs all its kernel tests there.
+//
+// "//lane:vm ipvs" has the test run there in that mode ($VIPD_MODE); both marks
+// together, both ways.
 const vmDirective = "//lane:vm"
 
 // kernelTests finds the tests in files that are there with the tag kernel only.
@@ -55,7 +60,7 @@ func kernelTests(ctx context.Context) ([]pkg, error) {
 			}
 		}
 		if len(one.vm) == 0 {
-			one.vm = one.tests
+			one.vm = map[string][]string{"": one.tests}
 		}
 		if len(one.tests) > 0 {
 			found = append(found, one)
@@ -102,20 +107,38 @@ func (p *pkg) addTests(name string) error {
 	if err != nil {
 		return err
 	}
-	all := slices.ContainsFunc(f.Comments, func(c *ast.CommentGroup) bool { return c.End() < f.Package && marked(c) })
+	var all []string
+	for _, c := range f.Comments {
+		if c.End() < f.Package {
+			all = append(all, marks(c)...)
+		}
+	}
+	if p.vm == nil {
+		p.vm = map[string][]string{}
+	}
 	for _, d := range f.Decls {
 		fn, ok := d.(*ast.FuncDecl)
 		if !ok || fn.Recv != nil || !strings.HasPrefix(fn.Name.Name, "Test") || fn.Name.Name == "TestMain" {
 			continue
 		}
 		p.tests = append(p.tests, fn.Name.Name)
-		if all || marked(fn.Doc) {
-			p.vm = append(p.vm, fn.Name.Name)
+		for _, mode := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(all, marks(fn.Doc))))) {
+			p.vm[mode] = append(p.vm[mode], fn.Name.Name)
 		}
 	}
 	return nil
 }
 
-func marked(c *ast.CommentGroup) bool {
-	return c != nil && slices.ContainsFunc(c.List, func(c *ast.Comment) bool { return c.Text == vmDirective })
+// marks returns the modes that the directives in a comment name.
+func marks(c *ast.CommentGroup) []string {
+	var modes []string
+	if c == nil {
+		return nil
+	}
+	for _, line := range c.List {
+		if rest, ok := strings.CutPrefix(line.Text, vmDirective); ok && (rest == "" || rest[0] == ' ') {
+			modes = append(modes, strings.TrimSpace(rest))
+		}
+	}
+	return modes
 }

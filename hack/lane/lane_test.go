@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -59,7 +58,19 @@ func TestAddTestsFindsMarks(t *testing.T) {
 //lane:vm
 func TestOne(t *testing.T) {}
 
+// TestTwo runs in a mode.
+//
+//lane:vm ipvs
 func TestTwo(t *testing.T) {}
+
+// TestThree runs both ways.
+//
+//lane:vm
+//lane:vm ipvs
+func TestThree(t *testing.T) {}
+
+//lane:vmx is none.
+func TestFour(t *testing.T) {}
 
 func TestMain(m *testing.M) {}
 
@@ -69,10 +80,11 @@ func helper() {}
 `
 	for _, tt := range []struct {
 		name, text string
-		vm         []string
+		vm, ipvs   string
 	}{
-		{"marked tests", text, []string{"TestOne"}},
-		{"marked file", "//go:build kernel\n\n//lane:vm\n\n" + text, []string{"TestOne", "TestTwo"}},
+		{"marked tests", text, "TestOne TestThree", "TestTwo TestThree"},
+		{"marked file", "//go:build kernel\n\n//lane:vm\n\n" + text, "TestOne TestTwo TestThree TestFour", "TestTwo TestThree"},
+		{"file of a mode", "//go:build kernel\n\n//lane:vm ipvs\n\n" + text, "TestOne TestThree", "TestOne TestTwo TestThree TestFour"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := pkg{dir: t.TempDir()}
@@ -82,8 +94,8 @@ func helper() {}
 			if err := p.addTests("x_test.go"); err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(p.tests, []string{"TestOne", "TestTwo"}) || !slices.Equal(p.vm, tt.vm) {
-				t.Errorf("tests %v, in the vm %v; want vm %v", p.tests, p.vm, tt.vm)
+			if vm, ipvs := strings.Join(p.vm[""], " "), strings.Join(p.vm["ipvs"], " "); len(p.tests) != 4 || vm != tt.vm || ipvs != tt.ipvs || len(p.vm) != 2 {
+				t.Errorf("tests %v, in the vm %v; want %s, and in mode ipvs %s", p.tests, p.vm, tt.vm, tt.ipvs)
 			}
 		})
 	}

@@ -22,7 +22,10 @@ func TestRowsAreAllThere(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	for _, text := range []string{"B1 no tab", "X1\twrong letter", "B0\tzero", "B1\ttwice\nB1\ttwice", "B1\t", "B1\ta\tb\tc"} {
+	for _, text := range []string{
+		"B1 no tab", "X1\t-\twrong letter", "B0\t-\tzero", "B1\t-\ttwice\nB1\t-\ttwice", "B1\t-\t", "B1\t-\ta\tb\tc",
+		"B1\tno mode", "B1\tbridge\tunknown mode",
+	} {
 		if _, err := parse(text); err == nil || !strings.HasPrefix(err.Error(), "rows.txt:") {
 			t.Errorf("parse(%q) = %v, want an error with its place", text, err)
 		}
@@ -75,5 +78,36 @@ func TestJudge(t *testing.T) {
 	}
 	if got, want := table.Summary(), "rows: 2 passed, 2 failed, 2 not yet, 1 not applicable"; got != want {
 		t.Errorf("summary is %q, want %q", got, want)
+	}
+}
+
+// TestJudgeByMode has a row of each mode passed only if it was shown in each.
+func TestJudgeByMode(t *testing.T) {
+	each, err := parseModes("each")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []Row{{ID: "B1", Modes: each}, {ID: "B2", Modes: each}, {ID: "B3", Modes: each}, {ID: "F64", Modes: []string{"iptables"}}, {ID: "B5", Modes: each}, {ID: "B6", Modes: each}}
+	says := func(mode string) []string { return []string{"    x_test.go:1: kerneltest: in ", "mode " + mode + "\n"} }
+	table := Judge(all, []*testrun.Test{
+		{Package: "vipd/e2e", Name: "TestB1_A", Verdict: testrun.Pass, Output: says("iptables")},
+		{Package: "vipd/e2e@ipvs", Name: "TestB1_A", Verdict: testrun.Pass, Output: says("ipvs")},
+		{Package: "vipd/e2e", Name: "TestB2_A", Verdict: testrun.Pass, Output: says("iptables")},
+		{Package: "vipd/desired", Name: "TestB2_A", Verdict: testrun.Pass},
+		{Package: "vipd/vip", Name: "TestX", Verdict: testrun.Pass, Output: says("ipvs")},
+		{Package: "vipd/vip", Name: "TestX/B3_a", Verdict: testrun.Pass},
+		{Package: "vipd/proxier/iptables", Name: "TestB3_A", Verdict: testrun.Pass},
+		{Package: "vipd/vip", Name: "TestF64_A", Verdict: testrun.Pass},
+		{Package: "vipd/proxier/iptables", Name: "TestB5_A", Verdict: testrun.Pass},
+		{Package: "vipd/proxier/ipvs", Name: "TestB5_A", Verdict: testrun.Fail},
+		{Package: "vipd/e2e@ipvs", Name: "TestB6_A", Verdict: testrun.Skip},
+		{Package: "vipd/e2e", Name: "TestB6_A", Verdict: testrun.Pass, Output: says("iptables")},
+	})
+	want := []string{"passed [2, iptables 1, ipvs 1]", "not yet [2, iptables 1, ipvs 0]", "passed [2, iptables 1, ipvs 1]",
+		"passed [1]", "FAILED [2, iptables 1, ipvs 0]", "not yet [1, iptables 1, ipvs 0]"}
+	for i, r := range table.Rows {
+		if got := string(r.State) + r.proof(); got != want[i] {
+			t.Errorf("row %s is %q, want %q", r.ID, got, want[i])
+		}
 	}
 }
