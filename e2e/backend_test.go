@@ -104,6 +104,8 @@ func undated(text string) string {
 
 // TestB1_B2_B64_B66 is the whole life of vipd on a host whose iptables is the legacy
 // one.
+//
+//lane:vm
 func TestB1_B2_B54_B64_B66_TheLegacyBackendServes(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

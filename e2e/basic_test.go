@@ -14,6 +14,7 @@ import (
 	"vipd/reconciler"
 )
 
+//lane:vm
 func TestB1_TCPReachesTheBackendsFromAClientAndFromTheHostItself(t *testing.T) {
 	reaches(t, "tcp")
 }

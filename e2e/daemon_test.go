@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,7 +18,6 @@ import (
 	"go.uber.org/goleak"
 
 	"vipd/admin"
-	"vipd/internal/kerneltest"
 	"vipd/reconciler"
 )
 
@@ -29,11 +27,6 @@ const binDirEnv = "VIPD_BIN_DIR"
 // patience is how long anything may take that has no time of its own: long enough
 // for the virtual machine, where each run of iptables takes a second or two.
 const patience = time.Minute
-
-// inVM are the tests that the lane of the virtual machine runs, for the sake of its
-// dummy device, its SCTP sockets, its limit of connections and its older kernel. All of
-// them would take an hour there.
-const inVM = `^Test(B(1|5|66)|F81)_`
 
 func TestMain(m *testing.M) {
 	os.Exit(runAll(m))
@@ -54,14 +47,6 @@ func runAll(m *testing.M) int {
 			return 1
 		}
 		if err := os.Setenv(binDirEnv, dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
-	// Process 1 is the inner one of kerneltest, which has been told its test.
-	if os.Getenv(kerneltest.LaneEnv) == "vm" && os.Getpid() != 1 {
-		flag.Parse()
-		if err := flag.Set("test.run", inVM); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

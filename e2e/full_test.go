@@ -17,6 +17,8 @@ import (
 // TestF81_AFullConnectionTableIsTold fills the table: nobody new gets in then, on any
 // load balancer. vipd says so and goes on, what is established lives, and when there
 // is room again all is as before.
+//
+//lane:vm
 func TestF81_AFullConnectionTableIsTold(t *testing.T) {
 	kerneltest.LimitConnections(t)
 	if !kerneltest.Isolate(t) {

@@ -108,6 +108,7 @@ func TestB64_ARestartAdoptsWhatIsThereAndWritesNothing(t *testing.T) {
 	}
 }
 
+//lane:vm
 func TestB66_F151_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

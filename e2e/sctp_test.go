@@ -19,6 +19,8 @@ import (
 
 // TestB5_B17_SCTPAssociations makes whole associations, which the kernel of the
 // virtual machine alone can.
+//
+//lane:vm
 func TestB5_B17_SCTPAssociations(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

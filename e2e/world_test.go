@@ -24,6 +24,7 @@ type world struct {
 
 func newWorld(t *testing.T, backends int) *world {
 	t.Helper()
+	kerneltest.InMode(t, kerneltest.Mode())
 	return &world{Lab: kerneltest.NewLab(t, backends), daemon: newDaemon(t)}
 }
 
@@ -72,9 +73,9 @@ func quoted(words []string) string {
 	return strings.Join(list, ", ")
 }
 
-// head is the part of a configuration that all tests have: quick passes, and
-// drains that end at once unless a service says otherwise.
-const head = `
+// head is the part of a configuration that all tests have: quick passes, drains that
+// end at once unless a service says otherwise, and the mode that the tests are in.
+var head = `
 [daemon]
 state_dir = "/run/vipd-state"
 admin_socket = "/run/vipd/vipd.sock"
@@ -85,7 +86,7 @@ sync_period = "2s"
 [vip]
 allowed = ["192.0.2.0/24", "2001:db8::/64"]
 [proxy]
-mode = "iptables"
+mode = "` + kerneltest.Mode() + `"
 [defaults]
 drain_timeout = "0s"
 `

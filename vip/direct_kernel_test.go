@@ -23,6 +23,7 @@ func inDirect(t *testing.T, f func(t *testing.T, w *world, lab *kerneltest.Lab, 
 		return
 	}
 	kerneltest.Need(t, kerneltest.IPVS())
+	kerneltest.InMode(t, "ipvs")
 	lab := kerneltest.NewLab(t, 2)
 	w := realWorld()
 	b := lab.Backends[0]

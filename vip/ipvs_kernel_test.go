@@ -74,6 +74,7 @@ func inIPVS(t *testing.T, masq lb.Masquerade, backends int, f func(t *testing.T,
 		return
 	}
 	kerneltest.Need(t, kerneltest.IPVS())
+	kerneltest.InMode(t, "ipvs")
 	lab := kerneltest.NewLab(t, backends)
 	w := realWorld()
 	var list []*lb.Service

@@ -3,6 +3,7 @@ package rows
 import (
 	"fmt"
 	"io"
+	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -29,37 +30,72 @@ func parseModes(s string) ([]string, error) {
 // saidMode is how a test says in its output what mode it is in: kerneltest.InMode.
 var saidMode = regexp.MustCompile(`kerneltest: in mode (\w+)`)
 
+// A family knows what the tests below and above a test say about it.
+type family struct {
+	said    map[testID][]string // the modes that it has said
+	below   map[testID][]string // the modes that one below it, which was not skipped, has said
+	skipped map[testID]bool     // all that is below it was skipped
+}
+
+// testID is a test's package and its name.
+type testID [2]string
+
+func familyOf(tests []*testrun.Test) family {
+	f := family{said: map[testID][]string{}, below: map[testID][]string{}, skipped: map[testID]bool{}}
+	parents := map[testID]bool{}
+	for _, t := range tests {
+		for a := range above(t) {
+			parents[a], f.skipped[a] = true, true
+		}
+	}
+	for _, t := range tests {
+		id := testID{t.Package, t.Name}
+		if t.Verdict == testrun.Skip {
+			continue
+		}
+		for _, m := range saidMode.FindAllStringSubmatch(strings.Join(t.Output, ""), -1) {
+			f.said[id] = append(f.said[id], m[1])
+			for a := range above(t) {
+				f.below[a] = append(f.below[a], m[1])
+			}
+		}
+		if !parents[id] {
+			for a := range above(t) {
+				f.skipped[a] = false
+			}
+		}
+	}
+	return f
+}
+
+// above yields the tests that a test is part of.
+func above(t *testrun.Test) iter.Seq[testID] {
+	return func(yield func(testID) bool) {
+		for i := strings.LastIndexByte(t.Name, '/'); i >= 0; i = strings.LastIndexByte(t.Name[:i], '/') {
+			if !yield(testID{t.Package, t.Name[:i]}) {
+				return
+			}
+		}
+	}
+}
+
 // modesOf returns the modes that a test has shown: those that its package names, as
 // vipd/proxier/ipvs does and vipd/e2e@ipvs, the label of a lane for a run in that mode,
-// and those that the test or one that it is part of has said.
-func modesOf(test *testrun.Test, said map[[2]string][]string) []string {
+// and those that the test, one that it is part of or one that is part of it has said.
+func (f family) modesOf(t *testrun.Test) []string {
 	var modes []string
-	for _, word := range strings.FieldsFunc(test.Package, func(r rune) bool { return r == '/' || r == '@' }) {
+	for _, word := range strings.FieldsFunc(t.Package, func(r rune) bool { return r == '/' || r == '@' }) {
 		if slices.Contains(Modes(), word) {
 			modes = append(modes, word)
 		}
 	}
-	for name := test.Name; ; {
-		modes = append(modes, said[[2]string{test.Package, name}]...)
-		i := strings.LastIndexByte(name, '/')
-		if i < 0 {
-			slices.Sort(modes)
-			return slices.Compact(modes)
-		}
-		name = name[:i]
+	id := testID{t.Package, t.Name}
+	modes = append(append(modes, f.said[id]...), f.below[id]...)
+	for a := range above(t) {
+		modes = append(modes, f.said[a]...)
 	}
-}
-
-// saidBy returns the modes that each test has said, by package and name.
-func saidBy(tests []*testrun.Test) map[[2]string][]string {
-	said := map[[2]string][]string{}
-	for _, t := range tests {
-		for _, m := range saidMode.FindAllStringSubmatch(strings.Join(t.Output, ""), -1) {
-			id := [2]string{t.Package, t.Name}
-			said[id] = append(said[id], m[1])
-		}
-	}
-	return said
+	slices.Sort(modes)
+	return slices.Compact(modes)
 }
 
 // State is what the tests say about a row.
@@ -95,19 +131,19 @@ func Judge(all []Row, tests []*testrun.Test) Table {
 	}
 	var t Table
 	failed := map[string]bool{}
-	said := saidBy(tests)
+	family := familyOf(tests)
 	for _, test := range tests {
 		for _, id := range rowsOf(test.Name) {
 			j := judged[id]
 			switch {
 			case j == nil:
 				t.Unknown = append(t.Unknown, fmt.Sprintf("%s %s: there is no row %s", test.Package, test.Name, id))
-			case test.Verdict == testrun.Pass:
+			case test.Verdict == testrun.Pass && !family.skipped[testID{test.Package, test.Name}]:
 				j.Tests++
-				for _, m := range modesOf(test, said) {
+				for _, m := range family.modesOf(test) {
 					j.In[m]++
 				}
-			case test.Verdict != testrun.Skip:
+			case test.Verdict != testrun.Skip && test.Verdict != testrun.Pass:
 				j.Tests++
 				failed[id] = true
 			}

@@ -87,7 +87,8 @@ func TestJudgeByMode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []Row{{ID: "B1", Modes: each}, {ID: "B2", Modes: each}, {ID: "B3", Modes: each}, {ID: "F64", Modes: []string{"iptables"}}, {ID: "B5", Modes: each}, {ID: "B6", Modes: each}}
+	all := []Row{{ID: "B1", Modes: each}, {ID: "B2", Modes: each}, {ID: "B3", Modes: each}, {ID: "F64", Modes: []string{"iptables"}}, {ID: "B5", Modes: each}, {ID: "B6", Modes: each},
+		{ID: "B7", Modes: each}, {ID: "B8"}, {ID: "B9", Modes: each}, {ID: "B10", Modes: each}}
 	says := func(mode string) []string { return []string{"    x_test.go:1: kerneltest: in ", "mode " + mode + "\n"} }
 	table := Judge(all, []*testrun.Test{
 		{Package: "vipd/e2e", Name: "TestB1_A", Verdict: testrun.Pass, Output: says("iptables")},
@@ -102,9 +103,21 @@ func TestJudgeByMode(t *testing.T) {
 		{Package: "vipd/proxier/ipvs", Name: "TestB5_A", Verdict: testrun.Fail},
 		{Package: "vipd/e2e@ipvs", Name: "TestB6_A", Verdict: testrun.Skip},
 		{Package: "vipd/e2e", Name: "TestB6_A", Verdict: testrun.Pass, Output: says("iptables")},
+		{Package: "vipd/vip", Name: "TestB7_A", Verdict: testrun.Pass},
+		{Package: "vipd/vip", Name: "TestB7_A/ipvs", Verdict: testrun.Pass, Output: says("ipvs")},
+		{Package: "vipd/vip", Name: "TestB7_A/iptables", Verdict: testrun.Pass, Output: says("iptables")},
+		{Package: "vipd/vip", Name: "TestB7_A/iptables/B10_b", Verdict: testrun.Pass},
+		{Package: "vipd/vip", Name: "TestB8_A", Verdict: testrun.Pass, Output: says("iptables")}, // all of it is skipped
+		{Package: "vipd/vip", Name: "TestB8_A/ipvs", Verdict: testrun.Pass},
+		{Package: "vipd/vip", Name: "TestB8_A/ipvs/a", Verdict: testrun.Skip, Output: says("ipvs")},
+		{Package: "vipd/vip", Name: "TestB9_A", Verdict: testrun.Pass, Output: says("iptables")},
+		{Package: "vipd/vip", Name: "TestB9_A/ipvs", Verdict: testrun.Skip, Output: says("ipvs")},
+		{Package: "vipd/vip", Name: "TestB9_A/other", Verdict: testrun.Pass},
 	})
 	want := []string{"passed [2, iptables 1, ipvs 1]", "not yet [2, iptables 1, ipvs 0]", "passed [2, iptables 1, ipvs 1]",
-		"passed [1]", "FAILED [2, iptables 1, ipvs 0]", "not yet [1, iptables 1, ipvs 0]"}
+		"passed [1]", "FAILED [2, iptables 1, ipvs 0]", "not yet [1, iptables 1, ipvs 0]",
+		"passed [1, iptables 1, ipvs 1]", "not yet", "not yet [1, iptables 1, ipvs 0]",
+		"not yet [1, iptables 1, ipvs 0]"}
 	for i, r := range table.Rows {
 		if got := string(r.State) + r.proof(); got != want[i] {
 			t.Errorf("row %s is %q, want %q", r.ID, got, want[i])
