@@ -33,6 +33,9 @@ func decide(before *entry, c choice, f Facts) *entry {
 		after.place(c.mode, serve(before.placed(c.mode), c, f.Now))
 	}
 	for _, p := range before.modes() {
+		if _, can := f.Modes[p.mode]; !can {
+			continue // the host has lost the mode since the last run, and what it served
+		}
 		if c.spec == nil || p.mode != c.mode {
 			after.place(p.mode, leave(p.placed, after.timeout, f.Now))
 		}

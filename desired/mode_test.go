@@ -141,3 +141,21 @@ func TestServicesMoveToTheModeThatStandsNoLongerIn(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A host that boots without IPVS has nothing left of what it served by it: the services
+// move, and those that need the mode are refused at once.
+func TestB67_AModeThatTheHostHasLostDrainsNothing(t *testing.T) {
+	w := withoutIPVS(t)
+	lost := w.facts
+	w.facts.Lacks, w.facts.Modes = nil, bothModes()
+	w.states("static", svc("1:80 a*1"), forwarded(svc("2:80 b*1"), lb.ForwardDR), svc("3:80 c*1"))
+	w.wants("before", w.now().Place[ipvs], "1:80 a*1", "2:80 b*1", "3:80 c*1")
+	w.restart(time.Second)
+	w.facts.Lacks, w.facts.Modes = lost.Lacks, lost.Modes
+	w.states("static", svc("1:80 a*1"), forwarded(svc("2:80 b*1"), lb.ForwardDR))
+	r := w.now()
+	w.wants("what stands in serves", r.Place[ipt], "1:80 a*1")
+	w.wants("nothing drains", r.Place[ipvs])
+	w.wants("the door", r.Door, "1:80 a*1")
+	w.wantsProblem("the one that needs the mode", "forward dr needs mode ipvs")
+}

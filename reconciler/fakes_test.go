@@ -32,6 +32,10 @@ type host struct {
 	entries map[lb.Key][]byte
 	claims  map[string]map[lb.Key]*lb.Spec
 
+	lets   map[lb.Key]map[lb.Mode]bool // to which modes the door leads
+	steady map[lb.Key]bool             // services of which new connections are never to be refused
+	looked int                         // how often that was looked at
+
 	doorFail   map[string]error           // by call: "shut", "open"
 	doorReject map[string]map[lb.Key]bool // by call
 	stateFail  error
@@ -42,6 +46,7 @@ func newHost(t *testing.T, modes ...lb.Mode) *host {
 	h := &host{
 		t: t, modes: map[lb.Mode]*fakeMode{}, open: map[lb.Key]bool{}, entries: map[lb.Key][]byte{},
 		claims: map[string]map[lb.Key]*lb.Spec{}, doorFail: map[string]error{}, doorReject: map[string]map[lb.Key]bool{},
+		lets: map[lb.Key]map[lb.Mode]bool{},
 	}
 	for _, m := range modes {
 		h.modes[m] = &fakeMode{host: h, name: m, kernel: map[lb.Key]*lb.Service{}}
@@ -164,6 +169,7 @@ func (f *fakeMode) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) 
 	if f.fail != nil {
 		list = list[:len(list)/2]
 	}
+	defer h.look()
 	for _, c := range list {
 		k, err := lb.ParseKey(c.Object)
 		if err != nil {
@@ -201,6 +207,37 @@ func (f *fakeMode) Plan(ctx context.Context, want lb.Snapshot, how proxier.How) 
 
 func (f *fakeMode) Close() error { return nil }
 
+// look fails the test if no mode takes new connections of a steady service: mode
+// iptables takes those that come while its rules stand; mode ipvs takes them when the
+// door leads to it, since the guard sees them first.
+func (h *host) look() {
+	for k := range h.steady {
+		h.looked++
+		takes := func(m lb.Mode) bool { s := h.modes[m].kernel[k]; return s != nil && len(s.Usable()) > 0 }
+		if !takes(ipt) && !(takes(ipvs) && h.lets[k][ipvs]) {
+			h.t.Errorf("after %s nobody takes new connections of %s", strings.Join(h.log, ", "), k)
+		}
+		if h.lets[k][ipvs] && !takes(ipvs) {
+			h.t.Errorf("after %s new connections of %s get to the host", strings.Join(h.log, ", "), k)
+		}
+	}
+}
+
+// lead has the door lead to the modes of want: Open, and Shut before it, which keeps
+// the way of a service that moves until Open.
+func (h *host) lead(call string, want lb.Snapshot) {
+	for k := range h.lets {
+		if s := want.Get(k); s == nil || len(s.Usable()) == 0 {
+			delete(h.lets, k)
+		}
+	}
+	for s := range want.All() {
+		if call == "open" && len(s.Usable()) > 0 {
+			h.lets[s.Key] = map[lb.Mode]bool{s.Mode: true}
+		}
+	}
+}
+
 // served reports whether some mode serves k.
 func (h *host) served(k lb.Key) bool {
 	for _, m := range h.modes {
@@ -228,6 +265,8 @@ func (d fakeDoor) step(ctx context.Context, call string, want lb.Snapshot, how p
 		return err
 	}
 	list, rejected := d.changes(call, want, how)
+	defer d.look()
+	d.lead(call, want)
 	for _, c := range list {
 		k, err := lb.ParseKey(strings.TrimPrefix(c.Object, "VIP "))
 		if err != nil {

@@ -133,15 +133,66 @@ func TestOrderOfAPass(t *testing.T) {
 		w.says(inMode(svc("1:80 a*1"), ipvs), inMode(svc("2:80 b*1"), ipvs))
 		w.pass()
 		w.wantsCalls("the mode that gains comes first", "shut, ipvs, iptables, open")
+		w.wants("both modes serve until the door leads to the new one",
+			"iptables 1:80 a*1 open", "ipvs 1:80 a*1 open", "ipvs 2:80 b*1 open")
+		w.pass()
+		w.wantsCalls("then at once", "shut, iptables, ipvs, open")
 		w.wants("a move is a drain in the old mode",
 			"iptables 1:80 a*drain open", "ipvs 1:80 a*1 open", "ipvs 2:80 b*1 open")
 		w.wait(31 * time.Second)
 		w.wants("and ends", "ipvs 1:80 a*1 open", "ipvs 2:80 b*1 open")
 		w.calls()
 		w.says(inMode(svc("1:80 a*1"), ipt), inMode(svc("2:80 b*1"), ipvs))
-		w.pass()
+		synctest.Wait()
 		w.wantsCalls("back: the other mode gains", "shut, iptables, ipvs, open")
 	})
+}
+
+// At every moment of a move one of the two modes takes new connections, whatever goes
+// wrong: the door opens the way to the new mode, and that mode is asked first.
+func TestB65_F60_AMoveIsWithoutAGap(t *testing.T) {
+	for _, to := range []lb.Mode{ipt, ipvs} {
+		from := map[lb.Mode]lb.Mode{ipt: ipvs, ipvs: ipt}[to]
+		for _, wrong := range []string{"nothing", "rejected", "unknown", "door", "restart", "killed between"} {
+			t.Run(string(to)+" "+wrong, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, []string{"static"}, ipt, ipvs)
+					w.start()
+					tcp, udp := svc("1:80 a*1"), svc("2:53/udp a*1")
+					w.says(inMode(tcp, from), inMode(udp, from))
+					w.wait(5 * time.Second)
+					w.inject(func() { w.steady = map[lb.Key]bool{tcp.Key: true, udp.Key: true} })
+					w.inject(func() {
+						switch wrong {
+						case "rejected":
+							w.modes[to].reject = reject("1:80", "2:53/udp")
+						case "unknown":
+							w.modes[to].fail = errors.New("killed half way")
+						case "door":
+							w.doorFail["open"] = errors.New("no answer")
+						}
+					})
+					moved := []*lb.Spec{inMode(tcp, to), inMode(udp, to)}
+					w.says(moved...)
+					synctest.Wait()
+					if wrong == "restart" || wrong == "killed between" {
+						if wrong == "restart" {
+							w.pass()
+						}
+						w.restart()
+						w.says(moved...)
+					}
+					w.wait(2 * time.Second)
+					w.fortune()
+					w.wait(10 * time.Minute)
+					w.wants("in the end", string(to)+" 1:80 a*1 open", string(to)+" 2:53/udp a*1 open")
+					if n := w.looked; n < 10 {
+						t.Errorf("looked %d times only", n)
+					}
+				})
+			})
+		}
+	}
 }
 
 func TestF60_MoveThatTheNewModeRejectsLeavesTheVIPUp(t *testing.T) {

@@ -144,17 +144,12 @@ func (r *Reconciler) apply(ctx context.Context, d desired.Result, how proxier.Ho
 		o.err = fmt.Errorf("door: %w", err)
 		return o
 	}
-	stayed := 0
+	stayed := r.stages.stayers(d)
 	for _, mode := range order(r.proxiers, d.Gained) {
-		stayed += len(r.stages.staying(d, mode))
 		if err := r.sync(ctx, d, mode, refused, how, now); err != nil {
 			o.err = errors.Join(o.err, fmt.Errorf("mode %s: %w", mode, err))
 		}
 	}
-	for mode := range r.proxiers {
-		stayed -= len(r.stages.staying(d, mode))
-	}
-	o.again = stayed > 0 // what stayed for a mode that has it by now
 	how.Prune = how.Prune && o.err == nil
 	opened := r.stages.toOpen(d, refused)
 	err = r.door.Open(ctx, opened, how)
@@ -173,6 +168,7 @@ func (r *Reconciler) apply(ctx context.Context, d desired.Result, how proxier.Ho
 		}
 	}
 	r.settle(doorStage, want, tried.Snapshot(), rejected, now)
+	o.again = r.stages.stayers(d) < stayed // the door leads to the mode for which they stayed
 	return o
 }
 

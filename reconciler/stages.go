@@ -24,7 +24,7 @@ func (s stages) clone() stages {
 
 // admit returns what a mode is to be asked for. Services that the door refused
 // are not served either, but what stands stays. A service that moves to another
-// mode stays as it is until that one has it.
+// mode stays as it is until the door leads to that one.
 func (s stages) admit(d desired.Result, mode lb.Mode, refused map[lb.Key]error, now time.Time) lb.Snapshot {
 	q, want := s[mode], d.Place[mode]
 	editor := want.Edit()
@@ -39,21 +39,34 @@ func (s stages) admit(d desired.Result, mode lb.Mode, refused map[lb.Key]error, 
 	return q.admit(editor.Snapshot(), now)
 }
 
-// staying lists what is to leave a mode, or to drain there, and is not yet served
-// by the mode to which it moves.
+// staying lists what is to leave a mode, or to drain there, and to which the door does
+// not yet lead in the mode to which it moves. So at any time one of the two takes new
+// connections: the door opens the new mode's way only after that mode has the service.
 func (s stages) staying(d desired.Result, mode lb.Mode) []lb.Key {
 	var keys []lb.Key
 	for is, want := range d.Place[mode].Diff(s[mode].stands()) {
 		if is == nil || isFace(d, want) {
 			continue
 		}
-		for other, q := range s {
-			if other != mode && isFace(d, d.Place[other].Get(is.Key)) && q.applied.Get(is.Key) == nil {
-				keys = append(keys, is.Key)
-			}
+		face := d.Door.Get(is.Key)
+		if face == nil || face.Mode == mode || s[face.Mode] == nil {
+			continue
+		}
+		if opened := s[doorStage].applied.Get(is.Key); opened == nil || opened.Mode != face.Mode {
+			keys = append(keys, is.Key)
 		}
 	}
 	return keys
+}
+
+// stayers returns how many services stay so, in all modes.
+func (s stages) stayers(d desired.Result) (n int) {
+	for mode := range s {
+		if mode != doorStage {
+			n += len(s.staying(d, mode))
+		}
+	}
+	return n
 }
 
 // isFace reports whether a service, as placed in one mode, is what the outside is

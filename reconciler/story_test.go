@@ -226,6 +226,7 @@ func TestF152_PlanIsWhatTheNextPassDoes(t *testing.T) {
 		w.says()
 		w.pass()
 		for i, specs := range steps {
+			w.wait(4 * time.Second) // so that what follows is one pass
 			old := w.view
 			next := &discovery.View{Seq: old.Seq, Sources: slices.Clone(old.Sources)}
 			next.Sources[0].Services = specs
@@ -242,7 +243,7 @@ func TestF152_PlanIsWhatTheNextPassDoes(t *testing.T) {
 			}
 			w.says(specs...)
 			w.r.Trigger("as the plan, read the kernel")
-			w.pass()
+			synctest.Wait()
 			if n := w.written(); n != len(plan.Changes) {
 				t.Errorf("step %d: planned %d writes %+v, the pass made %d: %q", i, len(plan.Changes), plan.Changes, n, wrote(before, w.shows()))
 			}
