@@ -40,6 +40,9 @@ type testKernel struct {
 
 	look atomic.Pointer[func()] // called before a virtual server is looked at
 
+	miss  map[lb.Key]bool // not in a dump, which somebody else's change tore
+	twice bool            // every destination is in a dump twice, for the same reason
+
 	log *[]string // commands that took effect, and what happens to the journal
 
 	commands     int
@@ -87,12 +90,24 @@ func (k *testKernel) did(c vs.Command) {
 
 func (k *testKernel) Servers(ctx context.Context, each func(vs.Server) error) error {
 	k.dumps++
-	return k.Kernel.Servers(ctx, each)
+	return k.Kernel.Servers(ctx, func(s vs.Server) error {
+		if k.miss[s.Key] {
+			return nil
+		}
+		return each(s)
+	})
 }
 
 func (k *testKernel) Destinations(ctx context.Context, key lb.Key, each func(vs.Entry) error) error {
 	k.lists++
-	return k.Kernel.Destinations(ctx, key, each)
+	return k.Kernel.Destinations(ctx, key, func(e vs.Entry) error {
+		if k.twice {
+			if err := each(e); err != nil {
+				return err
+			}
+		}
+		return each(e)
+	})
 }
 
 func (k *testKernel) Server(ctx context.Context, key lb.Key) (vs.Server, bool, error) {

@@ -58,11 +58,7 @@ func (s steps) empty() bool { return len(s.server)+len(s.to)+len(s.leave) == 0 }
 // readOne reads what stands of one service. If nobody knows whether its virtual server
 // was made, one that is as it was to be, without destinations, is it.
 func (p *pass) readOne(ctx context.Context, j *job) error {
-	server, found, err := p.kernel.Server(ctx, j.key)
-	var stands *standing
-	if err == nil && found {
-		stands, err = p.readDestinations(ctx, server)
-	}
+	stands, err := p.readServer(ctx, j.key)
 	if err != nil {
 		return fmt.Errorf("read virtual server %s: %w", j.key, err)
 	}

@@ -182,3 +182,47 @@ func TestWitnessStandsInForTheJournal(t *testing.T) {
 	}
 	h.sync(t, p, prune, append(ours[:1:1], svc("192.0.2.3:80 10.0.0.1:80")), "192.0.2.3:80")
 }
+
+// A dump that is not of a piece may miss a virtual server (see internal/ipvs). What the
+// journal has is ours all the same: it is neither taken for a stranger's nor forgotten.
+func TestOursThatADumpMissed(t *testing.T) {
+	want := services("192.0.2.1:80 10.0.0.1:80", "192.0.2.2:80 10.0.0.1:80")
+	for name, next := range map[string][]*lb.Service{
+		"wanted":            want,
+		"wanted otherwise":  services("192.0.2.1:80 10.0.0.2:80 scheduler=rr", "192.0.2.2:80 10.0.0.1:80"),
+		"not wanted":        want[1:],
+		"without a backend": services("192.0.2.1:80", "192.0.2.2:80 10.0.0.1:80"),
+	} {
+		for _, restarted := range []bool{false, true} {
+			h := newHarness(vs.NewFake())
+			p := h.proxier()
+			h.sync(t, p, prune, want)
+			if restarted {
+				p = h.proxier()
+			}
+			h.kernel.miss = map[lb.Key]bool{want[0].Key: true}
+			if _, err := p.Plan(t.Context(), lb.NewSnapshot(next...), prune); err != nil {
+				t.Errorf("%s: Plan: %v", name, err)
+			}
+			h.sync(t, p, fresh, next)
+			h.kernel.miss = nil
+			clean := newHarness(vs.NewFake())
+			clean.sync(t, clean.proxier(), prune, next)
+			if got, want := h.State(t), clean.State(t); got != want || len(h.journal.keys) != len(clean.journal.keys) {
+				t.Errorf("%s, restarted %v: is\n%s\nwant\n%s\nthe journal has %v", name, restarted, got, want, h.journal.keys)
+			}
+		}
+	}
+}
+
+// Nor does one that tells of a destination twice cost that destination.
+func TestDestinationThatADumpToldTwice(t *testing.T) {
+	h := newHarness(vs.NewFake())
+	want := services("192.0.2.1:80 10.0.0.1:80 10.0.0.2:80")
+	p := h.proxier()
+	h.sync(t, p, prune, want)
+	h.kernel.twice = true
+	if got := h.sync(t, p, fresh, want); got != "" {
+		t.Errorf("did %s", got)
+	}
+}

@@ -29,7 +29,8 @@ type pass struct {
 	how     proxier.How
 	dry     bool // the kernel does nothing and says yes, and so is the journal left alone
 
-	fresh    bool // the kernel was read
+	fresh    bool            // the kernel was read
+	owned    map[lb.Key]bool // what the journal had then
 	failed   map[lb.Key]error
 	commands int
 }
@@ -197,15 +198,20 @@ func (p *pass) do(ctx context.Context, jobs []*job, part func(*job) []vs.Command
 	}
 	for i, err := range errs {
 		if j := whose[i]; err != nil && j.err == nil {
-			j.fail(commands[i], err) // which says what the command was
+			p.refused(j, commands[i], err) // which says what the command was
 		}
 	}
 	return nil
 }
 
-// fail notes that the kernel refused a command of the job.
-func (j *job) fail(c vs.Command, err error) {
-	if j.err = err; c.Op == vs.AddServer && errors.Is(err, vs.ErrExists) {
+// refused notes that the kernel refused a command of a job. A virtual server that stands
+// already is a stranger's, unless the journal knows it: then the dump missed it.
+func (p *pass) refused(j *job, c vs.Command, err error) {
+	switch j.err = err; {
+	case c.Op != vs.AddServer || !errors.Is(err, vs.ErrExists):
+	case p.owned[j.key]:
+		j.ours = true
+	default:
 		j.taken()
 	}
 }

@@ -10,6 +10,15 @@ import (
 	"vipd/lb"
 )
 
+// readServer returns what stands under a key, ours or not.
+func (p *pass) readServer(ctx context.Context, k lb.Key) (*standing, error) {
+	server, found, err := p.kernel.Server(ctx, k)
+	if err != nil || !found {
+		return nil, err
+	}
+	return p.readDestinations(ctx, server)
+}
+
 // readDestinations returns what stands of a virtual server: nil if it is gone by now.
 func (p *pass) readDestinations(ctx context.Context, server vs.Server) (*standing, error) {
 	s := &standing{server: server}
@@ -24,12 +33,14 @@ func (p *pass) readDestinations(ctx context.Context, server vs.Server) (*standin
 		return nil, err
 	}
 	slices.SortFunc(s.to, compareDestinations)
+	s.to = slices.CompactFunc(s.to, func(a, b vs.Destination) bool { return a.Addr == b.Addr }) // a torn dump
 	return s, nil
 }
 
 // read reads all that is ours: the virtual servers in one dump, the destinations of
 // each in another. Strangers' are not looked at. Afterwards the wanted snapshot counts
-// as applied, and all that stands otherwise is odd.
+// as applied, and all that stands otherwise is odd. One of ours that the dump missed is
+// found by tidy if nobody wants it, and else when it is made (refused).
 func (p *pass) read(ctx context.Context) error {
 	ours, others, err := p.readServers(ctx)
 	if err != nil {
@@ -56,16 +67,18 @@ func (p *pass) read(ctx context.Context) error {
 	for _, server := range others {
 		m.strangers[server.Key] = true
 	}
-	p.tidy(seen)
+	if err := p.tidy(ctx, seen); err != nil {
+		return err
+	}
 	m.applied, m.known, p.fresh = p.want, true, true
 	return nil
 }
 
 // readServers returns the virtual servers that are ours, and the others.
 func (p *pass) readServers(ctx context.Context) (ours, others []vs.Server, err error) {
-	owned := map[lb.Key]bool{}
+	p.owned = map[lb.Key]bool{}
 	for k := range p.journal.Owned() {
-		owned[k] = true
+		p.owned[k] = true
 	}
 	var all []vs.Server
 	err = p.kernel.Servers(ctx, func(s vs.Server) error {
@@ -75,7 +88,7 @@ func (p *pass) readServers(ctx context.Context) (ours, others []vs.Server, err e
 	if err != nil {
 		return nil, nil, err
 	}
-	ours, others = divide(all, owned)
+	ours, others = divide(all, p.owned)
 	if !p.memory.witnessed && p.witness != nil && len(others) > 0 {
 		witnessed, err := p.witness(ctx)
 		if err != nil {
@@ -115,17 +128,27 @@ func (p *pass) adopt(servers []vs.Server) {
 }
 
 // tidy takes out of the journal what neither stands nor is going to be made: a virtual
-// server that never was, or that somebody else deleted.
-func (p *pass) tidy(seen map[lb.Key]bool) {
+// server that never was, or that somebody else deleted. One that does stand is odd.
+func (p *pass) tidy(ctx context.Context, seen map[lb.Key]bool) error {
 	if !p.how.Prune {
-		return
+		return nil
 	}
 	var keys []lb.Key
-	for k := range p.journal.Owned() {
+	for k := range p.owned {
 		svc := p.want.Get(k)
-		if made := render(svc) != nil && validate(svc) == nil; !made && !seen[k] {
+		if made := render(svc) != nil && validate(svc) == nil; made || seen[k] {
+			continue
+		}
+		stands, err := p.readServer(ctx, k)
+		switch {
+		case err != nil:
+			return err
+		case stands != nil:
+			p.memory.odd[k] = stands
+		default:
 			keys = append(keys, k)
 		}
 	}
 	p.note("taken out", p.journal.Disown, keys)
+	return nil
 }
