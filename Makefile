@@ -46,12 +46,18 @@ soak: ## the kernel lane with the long figures: hours (root)
 	@VIPD_SOAK=1 go run ./hack/lane kernel
 
 # SIZES, BACKENDS, ONLY (load session stale memory), ROUNDS, LIMIT and OUT narrow it
-# down; BENCH=full measures all sizes, which takes hours. See docs/performance.md.
+# down; BENCH=full measures all sizes, which takes hours. MODE=ipvs measures mode ipvs,
+# in the virtual machine. See docs/performance.md.
 bench: build ## measure beside rules of kube-proxy's shape: a table, some 15 minutes (root)
-	@hack/setup bench
+	@hack/setup bench $(if $(filter ipvs,$(MODE)),vm)
 	@go build -trimpath -o bin/ ./bench
+ifeq ($(MODE),ipvs)
+	@VM_MEMORY=4096 VM_TIMEOUT=10800 VM_OUT=.cache/results/ipvs hack/vm run sh -c 'bin/bench -backends ipvs -sizes "$(or $(SIZES),100 10000)" \
+		-limit $(or $(LIMIT),15m) $(if $(ROUNDS),-rounds $(ROUNDS)) -out $$VM_OUT/bench'
+else
 	@bin/bench $(if $(filter full,$(BENCH)),-full) $(if $(SIZES),-sizes "$(SIZES)") $(if $(BACKENDS),-backends "$(BACKENDS)") \
 		$(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(OUT),-out $(OUT)) $(if $(JOIN),-join "$(JOIN)")
+endif
 
 rows: ## every behaviour and failure: passed, failed, not yet, not applicable
 	@go run ./hack/rows

@@ -6,8 +6,6 @@ import (
 	"runtime"
 	"syscall"
 	"time"
-
-	"vipd/lb"
 )
 
 // quickest is the least min_sync_period that the configuration takes.
@@ -69,6 +67,7 @@ func (t *tree) load(ctx context.Context, r request) (answer reply, err error) {
 	answer.addTime("total", p.ended.Sub(start))
 	answer.addTime("sync", p.sync)
 	answer.addTime("door", p.shut+p.open)
+	answer.add("messages", float64(p.messages))
 	_, err = t.engine.settle(ctx)
 	return answer, err
 }
@@ -87,25 +86,10 @@ func (t *tree) repeat(ctx context.Context, r request, once func(i int, answer *r
 	return answer, err
 }
 
-// alter makes a change in memory and returns what the source will publish.
-func (t *tree) alter(kind string, at int) []*lb.Spec {
-	switch kind {
-	case kindAdd:
-		t.catalog.add()
-	case kindRemove:
-		t.catalog.remove()
-	case kindNone:
-		return t.catalog.again()
-	default:
-		t.catalog.replace(at * 7919 % len(t.catalog.services))
-	}
-	return t.catalog.services
-}
-
 // change makes one change and times it: from its publication to the end of the
 // pass, when the kernel has answered.
 func (t *tree) change(ctx context.Context, kind string, at int, answer *reply) error {
-	services := t.alter(kind, at)
+	services := t.catalog.alter(kind, at)
 	start, tools := time.Now(), toolCPU()
 	p, err := t.engine.put(ctx, services)
 	if err != nil {
@@ -117,6 +101,7 @@ func (t *tree) change(ctx context.Context, kind string, at int, answer *reply) e
 	answer.addTime("door", p.shut+p.open)
 	answer.addTime("decide", p.ended.Sub(start)-p.shut-p.sync-p.open)
 	answer.addTime("sync_cpu", p.cpu)
+	answer.add("messages", float64(p.messages))
 	answer.addTime("tool_cpu", toolCPU()-tools)
 	late, err := t.engine.settle(ctx)
 	answer.add("later_passes", float64(len(late)))
@@ -126,7 +111,7 @@ func (t *tree) change(ctx context.Context, kind string, at int, answer *reply) e
 // count makes one change and counts what it allocated, all of it: hub, decision,
 // record, door and proxier.
 func (t *tree) count(ctx context.Context, kind string, at int, answer *reply) error {
-	services := t.alter(kind, at)
+	services := t.catalog.alter(kind, at)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	_, err := t.engine.put(ctx, services)
@@ -143,6 +128,7 @@ func (t *tree) resync(ctx context.Context, answer *reply) error {
 	select {
 	case p := <-t.engine.passes:
 		answer.addTime("total", p.ended.Sub(start))
+		answer.add("messages", float64(p.messages))
 		if !p.fresh {
 			return fmt.Errorf("the pass read nothing")
 		}

@@ -18,7 +18,6 @@ import (
 	"vipd/internal/netfilter"
 	"vipd/lb"
 	"vipd/proxier"
-	"vipd/proxier/iptables"
 	"vipd/reconciler"
 	"vipd/state"
 	"vipd/vip"
@@ -41,13 +40,15 @@ type engine struct {
 type pass struct {
 	shut, sync, open time.Duration
 	cpu              time.Duration // of the process itself within sync: not the tool's
+	messages         uint64        // of the mode to the kernel within sync, where it counts them
 	ended            time.Time
 	fresh            bool
 	err              error
 }
 
-// newEngine makes an engine with these services and starts it. minPeriod is the
-// least pause between passes.
+// newEngine makes an engine with these services and starts it: in mode ipvs if that is
+// the backend, else in mode iptables with the backend. minPeriod is the least pause
+// between passes.
 func newEngine(ctx context.Context, backend string, services []*lb.Spec, minPeriod time.Duration) (_ *engine, err error) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	e := &engine{passes: make(chan pass, 4096), source: static.New(services, "0")}
@@ -68,23 +69,23 @@ func newEngine(ctx context.Context, backend string, services []*lb.Spec, minPeri
 			err = errors.Join(err, e.close())
 		}
 	}()
-	tools, err := netfilter.FindTools(ctx, netfilter.ToolOptions{Backend: netfilter.Backend(backend)})
+	tools, err := netfilter.FindTools(ctx, netfilter.ToolOptions{Backend: doorBackend(backend)})
 	if err != nil {
 		return nil, err
 	}
-	rules, err := iptables.New(iptables.Options{Tools: tools, Evict: evictor.Of(netfilter.ByNAT), Log: log})
+	mode, serves, err := newMode(ctx, backend, tools, evictor, store, log)
 	if err != nil {
 		return nil, err
 	}
-	door, err := vip.New(vip.Options{Tools: tools, Evict: evictor, Log: log})
+	door, err := vip.New(vip.Options{Tools: tools, Evict: evictor, Input: mode == lb.IPVS, Log: log})
 	if err != nil {
 		return nil, err
 	}
 	hub := discovery.NewHub(log, discovery.Registration{Name: static.Name, Source: e.source, Policy: discovery.Policy{Trusted: true}})
 	e.stages = &stages{to: e.passes}
 	e.reconciler = reconciler.New(reconciler.Options{
-		Settings: settings(minPeriod), Views: hub.View(), Memo: desired.NewMemo(),
-		Door: &timedDoor{door, e.stages}, Proxiers: map[lb.Mode]proxier.Proxier{lb.IPTables: &timedProxier{rules, e.stages}},
+		Settings: settings(mode, minPeriod), Views: hub.View(), Memo: desired.NewMemo(),
+		Door: &timedDoor{door, e.stages}, Proxiers: map[lb.Mode]proxier.Proxier{mode: &timedProxier{serves, e.stages}},
 		Recorder: recorder{store}, Log: log,
 	})
 	parts.Go(func() { hub.Run(ctx) })
@@ -94,10 +95,10 @@ func newEngine(ctx context.Context, backend string, services []*lb.Spec, minPeri
 
 // settings are those of the daemon, but that nothing is compared by itself: what
 // is timed is asked for.
-func settings(minPeriod time.Duration) reconciler.Settings {
+func settings(mode lb.Mode, minPeriod time.Duration) reconciler.Settings {
 	return reconciler.Settings{
 		MinSyncPeriod: minPeriod, SyncPeriod: 24 * time.Hour, StartupTimeout: time.Minute,
-		Mode: lb.IPTables, Allowed: []netip.Prefix{vipNet},
+		Mode: mode, Allowed: []netip.Prefix{vipNet},
 	}
 }
 
@@ -189,14 +190,15 @@ func (d *timedDoor) Open(ctx context.Context, want lb.Snapshot, how proxier.How)
 }
 
 type timedProxier struct {
-	*iptables.Proxier
+	serving
 	*stages
 }
 
 func (p *timedProxier) Sync(ctx context.Context, want lb.Snapshot, how proxier.How) error {
-	start, cpu := time.Now(), ownCPU()
-	err := p.Proxier.Sync(ctx, want, how)
+	start, cpu, messages := time.Now(), ownCPU(), p.messages()
+	err := p.serving.Sync(ctx, want, how)
 	p.sync, p.cpu, p.err = time.Since(start), ownCPU()-cpu, errors.Join(p.err, err)
+	p.pass.messages = p.messages() - messages
 	return err
 }
 

@@ -147,10 +147,12 @@ type worker interface {
 func serveArm(ctx context.Context, name string, in io.Reader, out io.Writer) error {
 	var w worker
 	switch name {
-	case armTree:
+	case armTree, armRules:
 		w = &tree{}
 	case armLinear:
 		w = &linear{}
+	case armKube:
+		w = &kube{}
 	case armDirect:
 		w = &direct{}
 	case armDaemon:

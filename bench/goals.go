@@ -13,6 +13,7 @@ type goal struct {
 	part, arm, name, unit string
 	most                  float64
 	of                    func([]float64) float64 // nil: the median
+	against               string                  // an arm: it is the share of that one's figure
 }
 
 func most(samples []float64) float64 { return slices.Max(samples) }
@@ -32,19 +33,20 @@ func goals() []goal {
 	} {
 		c := cell{g.backend, g.size}
 		list = append(list,
-			goal{"load, rules", c, "load", armTree, "sync", "s", g.load, nil},
-			goal{"load, all", c, "load", armTree, "total", "s", g.load, nil},
-			goal{"one change", c, "change replace", armTree, "total", "s", g.change, nil})
+			goal{"load, rules", c, "load", armTree, "sync", "s", g.load, nil, ""},
+			goal{"load, all", c, "load", armTree, "total", "s", g.load, nil, ""},
+			goal{"one change", c, "change replace", armTree, "total", "s", g.change, nil, ""})
 	}
 	big := cell{nft, 50000}
-	return append(list,
-		goal{"own part of a change", big, "change replace", armTree, "own", "s", 0.001, nil},
-		goal{"programs run for a no-op", cell{nft, 5000}, "calls no-op", armTree, "execs", "", 0, most},
-		goal{"kernel writes for a no-op", cell{nft, 5000}, "calls no-op", armTree, "netlink_writes", "", 0, most},
-		goal{"rules on a packet's way", big, "shape", armTree, "way", "", 24, most},
-		goal{"resident memory", cell{nft, 10000}, "memory", armDaemon, "rss_rest", "B", 80 << 20, nil},
-		goal{"staleness, p99", cell{nft, 10000}, "stale " + quickest.String(), armTree, "stale", "s", 0.25, p99},
+	list = append(list,
+		goal{"own part of a change", big, "change replace", armTree, "own", "s", 0.001, nil, ""},
+		goal{"programs run for a no-op", cell{nft, 5000}, "calls no-op", armTree, "execs", "", 0, most, ""},
+		goal{"kernel writes for a no-op", cell{nft, 5000}, "calls no-op", armTree, "netlink_writes", "", 0, most, ""},
+		goal{"rules on a packet's way", big, "shape", armTree, "way", "", 24, most, ""},
+		goal{"resident memory", cell{nft, 10000}, "memory", armDaemon, "rss_rest", "B", 80 << 20, nil, ""},
+		goal{"staleness, p99", cell{nft, 10000}, "stale " + quickest.String(), armTree, "stale", "s", 0.25, p99, ""},
 	)
+	return append(list, virtualGoals()...)
 }
 
 // writeGoals writes which of the goals that were measured are met.
@@ -52,6 +54,9 @@ func (r *results) writeGoals(b *strings.Builder) {
 	rows := [][]string{{"goal", "services", "backend", "at most", "is", "so it is"}}
 	for _, g := range goals() {
 		samples := r.samples(g.part, g.cell, g.arm, g.name)
+		if g.against != "" {
+			samples = ratios(samples, r.samples(g.part, g.cell, g.against, g.name))
+		}
 		if len(samples) == 0 {
 			continue
 		}

@@ -37,12 +37,15 @@ const (
 	armLinear = "linear"
 	armDirect = "direct"
 	armDaemon = "daemon"
+	armRules  = "iptables" // vipd in mode iptables, where armTree is in mode ipvs
+	armKube   = "kube-proxy"
 )
 
-// The backends of iptables.
+// The backends: of iptables, and mode ipvs.
 const (
-	nft    = "nft"
-	legacy = "legacy"
+	nft     = "nft"
+	legacy  = "legacy"
+	virtual = "ipvs"
 )
 
 // The kinds of change.
@@ -51,6 +54,8 @@ const (
 	kindAdd     = "add"     // a service more
 	kindRemove  = "remove"  // a service less
 	kindNone    = "none"    // the source answers again, and nothing is new
+	kindGrow    = "grow"    // a backend more of one service
+	kindWeigh   = "weigh"   // another weight of a backend
 )
 
 // plan says what is measured.
@@ -117,8 +122,8 @@ func parse(args []string) (p plan, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	together := flags.String("join", "", "print the results of these .json files as one, and measure nothing")
 	sizes := flags.String("sizes", "", `numbers of services (default "100 1000 5000", with -full to 50000)`)
-	backends := flags.String("backends", nft+" "+legacy, "backends of iptables")
-	only := flags.String("only", "", "parts to measure: load session stale memory (default all)")
+	backends := flags.String("backends", nft+" "+legacy, "backends of iptables; or ipvs, which needs a kernel with IPVS")
+	only := flags.String("only", "", "parts to measure: load session stale memory (default all); of ipvs always all")
 	flags.BoolVar(&p.full, "full", false, "all sizes, ten minutes for one run of one thing")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds of everything that takes less than seconds")
 	flags.DurationVar(&p.limit, "limit", 0, "of one run of one thing (default 60s, with -full 10m)")
@@ -151,8 +156,8 @@ func parse(args []string) (p plan, err error) {
 		p.sizes = append(p.sizes, n)
 	}
 	for _, b := range p.backends {
-		if b != nft && b != legacy {
-			return p, fmt.Errorf("there is no backend %q; use %s or %s", b, nft, legacy)
+		if b != nft && b != legacy && b != virtual {
+			return p, fmt.Errorf("there is no backend %q; use %s, %s or %s", b, nft, legacy, virtual)
 		}
 	}
 	p.program, err = filepath.Abs(p.program)

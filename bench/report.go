@@ -57,7 +57,7 @@ func sections() []section {
 			of("vipd: all", part, armTree, "total", "s"), of("vipd: rules", part, armTree, "sync", "s"),
 			of("linear", part, armLinear, "total", "s"), ratio("linear / vipd", part, "total", armTree, armLinear)}})
 	}
-	return append(list,
+	list = append(list,
 		section{"vipd's own part of one change (a backend replaced)", []column{
 			of("own part", "change replace", armTree, "own", "s"), of("hub, decision, record", "change replace", armTree, "decide", "s"),
 			of("door", "change replace", armTree, "door", "s"), of("processor in rules", "change replace", armTree, "sync_cpu", "s"), of("processor of the tool", "change replace", armTree, "tool_cpu", "s"),
@@ -84,6 +84,7 @@ func sections() []section {
 			of("resident", "memory", armDaemon, "rss_start", "B"), of(rests.String()+" later", "memory", armDaemon, "rss_rest", "B"),
 			of("greatest", "memory", armDaemon, "peak_rest", "B"), of("live heap", "memory", armDaemon, "heap_rest", "B")}},
 	)
+	return append(list, virtualSections()...)
 }
 
 func staleSection(period time.Duration) section {

@@ -85,7 +85,7 @@ func TestParse(t *testing.T) {
 	if r := (&run{plan: p}); err != nil || r.leftOut(cell{legacy, 50000}) || p.wants("load") || !p.wants("stale") {
 		t.Errorf("what was asked for by its size is left out, or what was not asked for is measured: %v", err)
 	}
-	for _, bad := range [][]string{{"-sizes", "0"}, {"-sizes", "many"}, {"-sizes", "70000"}, {"-backends", "ipvs"}} {
+	for _, bad := range [][]string{{"-sizes", "0"}, {"-sizes", "many"}, {"-sizes", "70000"}, {"-backends", "userspace"}} {
 		if _, err := parse(bad); err == nil {
 			t.Errorf("%v was taken", bad)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -41,6 +42,13 @@ func (r *run) all(ctx context.Context) error {
 		}
 	}
 	for _, backend := range r.backends {
+		if backend == virtual {
+			for _, size := range r.sizes {
+				c := cell{virtual, size}
+				try(c.String(), func() error { return r.virtual(ctx, c) })
+			}
+			continue
+		}
 		if r.wants("session") {
 			try(fmt.Sprintf("connect, %d services, %s", smallest, backend), func() error { return r.session(ctx, cell{backend, smallest}, false) })
 		}
@@ -57,6 +65,9 @@ func (r *run) all(ctx context.Context) error {
 				try("change and connect, "+c.String(), func() error { return r.session(ctx, c, true) })
 			}
 		}
+	}
+	if slices.Equal(r.backends, []string{virtual}) {
+		return errors.Join(append(errs, ctx.Err())...)
 	}
 	if r.wants("stale") {
 		try(fmt.Sprintf("staleness, %d services", r.stale), func() error { return r.staleness(ctx) })

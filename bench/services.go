@@ -82,12 +82,42 @@ func (c *catalog) again() []*lb.Spec {
 	return list
 }
 
+// alter makes a change of a kind and returns all services; at tells which service.
+func (c *catalog) alter(kind string, at int) []*lb.Spec {
+	i := at * 7919 % len(c.services)
+	switch kind {
+	case kindAdd:
+		c.add()
+	case kindRemove:
+		c.remove()
+	case kindNone:
+		return c.again()
+	case kindGrow:
+		c.edit(i, func(s *lb.Spec) { s.Backends = append(s.Backends, c.fresh(s)) })
+	case kindWeigh:
+		c.edit(i, func(s *lb.Spec) { s.Backends[len(s.Backends)/2].Weight++ })
+	default:
+		c.replace(i)
+	}
+	return c.services
+}
+
 // replace gives service i a backend that was never seen in place of its first one.
 func (c *catalog) replace(i int) *lb.Spec {
+	return c.edit(i, func(s *lb.Spec) { s.Backends[0] = c.fresh(s) })
+}
+
+// fresh returns a backend for a service that was never seen.
+func (c *catalog) fresh(s *lb.Spec) lb.BackendSpec {
+	c.next++
+	return backend(c.next-1, s.Backends[0].Addr.Port())
+}
+
+// edit changes the backends of a copy of service i, and puts it in its place.
+func (c *catalog) edit(i int, change func(*lb.Spec)) *lb.Spec {
 	s := *c.services[i]
 	s.Backends = slices.Clone(s.Backends)
-	s.Backends[0] = backend(c.next, s.Backends[0].Addr.Port())
-	c.next++
+	change(&s)
 	s.Normalize()
 	c.put(i, &s)
 	return &s

@@ -63,7 +63,7 @@ func (c *canary) watch() error {
 
 // stale makes r.Count changes, one each r.Period, with r.Limit as min_sync_period.
 func (t *tree) stale(ctx context.Context, r request) (answer reply, err error) {
-	if err := t.engine.reconciler.Apply(ctx, settings(r.Limit)); err != nil {
+	if err := t.engine.reconciler.Apply(ctx, settings(lb.IPTables, r.Limit)); err != nil {
 		return answer, err
 	}
 	spec := newSpec(len(t.catalog.services))

@@ -145,7 +145,7 @@ func (t *tree) trace(ctx context.Context, r request) (answer reply, err error) {
 		if _, err := t.engine.settle(ctx); err != nil {
 			return answer, err
 		}
-		services := t.alter(r.Kind, int(r.Seed)+i) //nolint:gosec // a small number
+		services := t.catalog.alter(r.Kind, int(r.Seed)+i) //nolint:gosec // a small number
 		c, err := traced(ctx, func() error {
 			if _, err := t.engine.put(ctx, services); err != nil {
 				return err

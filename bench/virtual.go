@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// The parts of the measurement of mode ipvs.
+const (
+	partVirtualLoad   = "ipvs load"
+	partVirtualChange = "ipvs change " // with the kind
+	partVirtualResync = "ipvs resync"
+)
+
+// virtual measures mode ipvs beside mode iptables with the legacy backend and beside
+// kube-proxy's way, all with the same services and the same changes, in turns.
+func (r *run) virtual(ctx context.Context, c cell) error {
+	loads := 2
+	if c.size <= 1000 {
+		loads = r.rounds
+	}
+	pair := []string{armTree, armKube}
+	for _, turn := range turns(len(pair), loads-1) {
+		answer, err := r.fresh(ctx, pair[turn], request{Op: "load", Size: c.size, Backend: virtual, Limit: r.limit})
+		if err != nil {
+			return err
+		}
+		r.take(partVirtualLoad, c, pair[turn], answer)
+	}
+	s := &session{run: r, cell: c}
+	defer s.stop()
+	for _, name := range []string{armKube, armTree, armRules} { // the other way round
+		if err := s.startVirtual(ctx, name); err != nil {
+			return err
+		}
+	}
+	r.results.Machine.Busy = max(r.results.Machine.Busy, quiet(ctx))
+	for _, kind := range []string{kindWeigh, kindGrow, kindReplace, kindAdd, kindRemove, kindNone} {
+		if err := s.changeVirtual(ctx, kind); err != nil {
+			return err
+		}
+	}
+	answer, err := s.arm(armTree).ask(ctx, request{Op: "resync", Count: r.rounds})
+	if err == nil {
+		r.take(partVirtualResync, c, armTree, answer)
+	}
+	return err
+}
+
+// take notes what came of a request, or that nothing did within the limit.
+func (r *run) take(part string, c cell, name string, answer reply) {
+	if answer.Over {
+		r.results.over(part, c, name, r.limit)
+		return
+	}
+	r.results.take(part, c, name, answer)
+}
+
+// startVirtual starts an arm and has it load all services, which counts.
+func (s *session) startVirtual(ctx context.Context, name string) error {
+	a, err := startArm(name)
+	if err != nil {
+		return err
+	}
+	s.arms = append(s.arms, a)
+	backend := virtual
+	if name == armRules {
+		backend = legacy
+	}
+	answer, err := s.within(ctx, a, request{Op: "load", Size: s.size, Backend: backend, Limit: s.limit})
+	if err == nil && answer.Over {
+		err = errors.New("its load did not end in time; give more by LIMIT")
+	}
+	if err == nil {
+		s.take(partVirtualLoad, s.cell, name, answer)
+	}
+	return err
+}
+
+// changeVirtual has the arms make changes of a kind in turns. In kube-proxy's way all
+// changes are alike, so it makes those of one kind alone.
+func (s *session) changeVirtual(ctx context.Context, kind string) error {
+	rounds := s.fewer(s.size)
+	for i, turn := range turns(len(s.arms), rounds+1) {
+		a, round := s.arms[turn], i/len(s.arms)
+		if a.name == armKube && kind != kindGrow {
+			continue
+		}
+		answer, err := s.within(ctx, a, request{Op: "change", Kind: kind, Count: 1, Seed: uint64(round), Limit: s.limit}) //nolint:gosec // small
+		if err != nil {
+			return err
+		}
+		if round > 0 {
+			s.take(partVirtualChange+kind, s.cell, a.name, answer)
+		}
+	}
+	return nil
+}
+
+// within asks an arm, and gives it up where it hangs.
+func (s *session) within(ctx context.Context, a *arm, r request) (reply, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*s.limit+time.Minute, errors.New("it hangs"))
+	defer cancel()
+	return a.ask(ctx, r)
+}
