@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +76,7 @@ func (r *run) fail(at []int, err error) {
 func (r *run) renewed(ctx context.Context) {
 	var at []int
 	for i, err := range r.errs {
-		if err == unix.ENOENT {
+		if errors.Is(err, unix.ENOENT) {
 			at = append(at, i)
 		}
 	}
