@@ -42,6 +42,15 @@ type Backend struct {
 	Weight uint16         `json:"weight"`
 	State  string         `json:"state"`
 	Left   time.Duration  `json:"drain_left_ns,omitempty"`
+	// Connections are those there were at the last count, while it drains in a mode that
+	// can count them.
+	Connections *Connections `json:"connections,omitempty"`
+}
+
+// Connections counts the connections to a backend.
+type Connections struct {
+	Active   uint32 `json:"active"`   // established
+	Inactive uint32 `json:"inactive"` // beginning or ending
 }
 
 // Len returns how many services are known.

@@ -3,10 +3,10 @@
 //
 //	desired = Merge (who owns a VIP:port) -> Drain (what must not go yet) -> Place (which mode serves it)
 //
-// Drain is the last step that removes. A backend or a service that leaves for
-// any reason stays, draining, until its deadline; a service then refuses for one
-// pass, with its VIP still up, and only then is gone. A move to another mode is a
-// drain in the old one.
+// Drain is the last step that removes. A backend or a service that leaves for any
+// reason stays, draining, until its deadline, or until its mode has seen the last
+// connection end; a service then refuses for one pass, with its VIP still up, and only
+// then is gone. A move to another mode is a drain in the old one.
 //
 // Compute costs what changed since the last call, not what there is: the Memo
 // remembers each service, and only the keys that a fact or a deadline touches are
@@ -32,6 +32,7 @@ type Facts struct {
 	Modes   map[lb.Mode]Ability // those that can serve on this host
 	Lacks   map[lb.Mode]Lack    // those that this host cannot have, though the program can
 	Allowed []netip.Prefix      // where VIPs may lie
+	Idle    map[Drain]bool      // drains that are over: nothing new came, and the last connection has ended
 }
 
 func (f Facts) source(name string) Source {

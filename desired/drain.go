@@ -30,14 +30,14 @@ func decide(before *entry, c choice, f Facts) *entry {
 	if c.spec != nil {
 		after.owner, after.name, after.spec, after.mode = c.owner, c.spec.Name, c.spec, c.mode
 		after.timeout = c.spec.DrainTimeout
-		after.place(c.mode, serve(before.placed(c.mode), c, f.Now))
+		after.place(c.mode, serve(before.placed(c.mode), c, f))
 	}
 	for _, p := range before.modes() {
 		if _, can := f.Modes[p.mode]; !can {
 			continue // the host has lost the mode since the last run, and what it served
 		}
 		if c.spec == nil || p.mode != c.mode {
-			after.place(p.mode, leave(p.placed, after.timeout, f.Now))
+			after.place(p.mode, leave(p.placed, after.timeout, f))
 		}
 	}
 	for _, p := range after.modes() {
@@ -55,8 +55,8 @@ func drains(p lb.Protocol) bool { return p == lb.TCP }
 
 // serve returns the service that was chosen, with the backends that have to drain.
 // before is what the mode served until now, or nil.
-func serve(before *placed, c choice, now time.Time) *placed {
-	spec := c.spec
+func serve(before *placed, c choice, f Facts) *placed {
+	spec, now := c.spec, f.Now
 	p := &placed{Service: &lb.Service{
 		Key: spec.Key, Mode: c.mode, Scheduler: c.scheduler, Flags: c.flags, Forward: spec.Forward, Tunnel: spec.Tunnel,
 		Masquerade: spec.Masquerade, Affinity: spec.Affinity, Clients: spec.Clients,
@@ -71,7 +71,7 @@ func serve(before *placed, c choice, now time.Time) *placed {
 		case lb.Draining:
 			listed[b.Addr] = true
 			if drains(spec.Key.Protocol) {
-				until := p.drain(before, b.Addr, now.Add(spec.DrainTimeout))
+				until := p.drain(before, b.Addr, now.Add(spec.DrainTimeout), f)
 				if now.Before(until) {
 					backends = append(backends, lb.Backend{Addr: b.Addr, Draining: true})
 				}
@@ -83,8 +83,8 @@ func serve(before *placed, c choice, now time.Time) *placed {
 			if listed[b.Addr] {
 				continue
 			}
-			if until := before.deadline(b.Addr, now.Add(spec.DrainTimeout)); now.Before(until) {
-				p.drain(before, b.Addr, until)
+			if until := before.deadline(b.Addr, now.Add(spec.DrainTimeout), f); now.Before(until) {
+				p.drain(before, b.Addr, until, f)
 				backends = append(backends, lb.Backend{Addr: b.Addr, Draining: true})
 			}
 		}
@@ -96,7 +96,7 @@ func serve(before *placed, c choice, now time.Time) *placed {
 
 // leave returns what is left, at this time, of a service that no source wants in
 // this mode: first draining, then for one pass without backends, then nil.
-func leave(before *placed, timeout time.Duration, now time.Time) *placed {
+func leave(before *placed, timeout time.Duration, f Facts) *placed {
 	if before.Refusing {
 		return nil
 	}
@@ -105,9 +105,9 @@ func leave(before *placed, timeout time.Duration, now time.Time) *placed {
 	p := &placed{Leaving: true, Service: &left}
 	if drains(p.Service.Key.Protocol) {
 		for _, b := range before.Service.Backends {
-			until := before.deadline(b.Addr, now.Add(timeout))
-			if now.Before(until) {
-				p.drain(before, b.Addr, until)
+			until := before.deadline(b.Addr, f.Now.Add(timeout), f)
+			if f.Now.Before(until) {
+				p.drain(before, b.Addr, until, f)
 				p.Service.Backends = append(p.Service.Backends, lb.Backend{Addr: b.Addr, Draining: true})
 			}
 		}
@@ -117,21 +117,47 @@ func leave(before *placed, timeout time.Duration, now time.Time) *placed {
 }
 
 // deadline returns when a backend that leaves is cut off: what was said when it
-// began to leave, or else fallback.
-func (p *placed) deadline(b netip.AddrPort, fallback time.Time) time.Time {
-	if p != nil {
-		if until, draining := p.Drains[b]; draining {
-			return until
-		}
+// began to leave, or else fallback; and now, if its last connection has ended.
+func (p *placed) deadline(b netip.AddrPort, fallback time.Time, f Facts) time.Time {
+	if p == nil {
+		return fallback
 	}
-	return fallback
+	until, draining := p.Drains[b]
+	switch {
+	case !draining:
+		return fallback
+	case f.Idle[Drain{p.Service.Mode, p.Service.Key, b}] && f.Now.Before(until):
+		return f.Now
+	}
+	return until
 }
 
 // drain notes that b leaves, and returns its deadline.
-func (p *placed) drain(before *placed, b netip.AddrPort, fallback time.Time) time.Time {
+func (p *placed) drain(before *placed, b netip.AddrPort, fallback time.Time, f Facts) time.Time {
 	if p.Drains == nil {
 		p.Drains = map[netip.AddrPort]time.Time{}
 	}
-	p.Drains[b] = before.deadline(b, fallback)
+	p.Drains[b] = before.deadline(b, fallback, f)
 	return p.Drains[b]
+}
+
+// Drain names a backend of a service that is leaving a mode.
+type Drain struct {
+	Mode    lb.Mode
+	Key     lb.Key
+	Backend netip.AddrPort
+}
+
+// Draining returns, in order, the services of a mode of which a backend has a deadline
+// that is yet to come. It costs what is due, not what there is.
+func (m *Memo) Draining(mode lb.Mode) []lb.Key {
+	var keys []lb.Key
+	for k := range m.due {
+		p := m.entries[k].placed(mode)
+		if p != nil && slices.ContainsFunc(p.Service.Backends, func(b lb.Backend) bool { return b.Draining }) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, lb.Key.Compare)
+	return keys
 }

@@ -196,3 +196,41 @@ func TestDescribeTellsWhatIsLeft(t *testing.T) {
 		}
 	}
 }
+
+// A drain of which the mode has seen the last connection end is over at once, and stays
+// so; what is known of a backend that does not drain, or not in that mode, ends nothing.
+func TestB39_ADrainThatIsIdleIsOver(t *testing.T) {
+	b := svc("1:80 b*1").Backends[0].Addr
+	idle := func(mode lb.Mode) map[Drain]bool { return map[Drain]bool{{mode, svc("1:80").Key, b}: true} }
+	for _, gone := range []string{"1:80 a*1", "1:80 a*1 b*draining"} {
+		w := newWorld(t, "static").states("static", svc("1:80 a*1 b*7"))
+		w.now()
+		w.facts.Idle = idle(ipt)
+		w.wants("it does not drain", w.now().Place[ipt], "1:80 a*1 b*7")
+		w.facts.Idle = nil
+		w.wants("it begins to", w.states("static", svc(gone)).now().Place[ipt], "1:80 a*1 b*drain")
+		w.facts.Idle = idle(ipvs)
+		w.wants("another mode's", w.after(time.Second).Place[ipt], "1:80 a*1 b*drain")
+		if keys := w.memo.Draining(ipt); len(keys) != 1 || len(w.memo.Draining(ipvs)) != 0 {
+			t.Errorf("draining: %v", keys)
+		}
+		w.facts.Idle = idle(ipt)
+		w.wants("idle", w.now().Place[ipt], "1:80 a*1")
+		w.facts.Idle = nil
+		w.wants("it stays gone", w.now().Place[ipt], "1:80 a*1")
+		w.restart(time.Second)
+		w.wants("also over a restart", w.now().Place[ipt], "1:80 a*1")
+		if keys := w.memo.Draining(ipt); len(keys) != 0 {
+			t.Errorf("still draining: %v", keys)
+		}
+		w.wants("it comes back", w.states("static", svc("1:80 a*1 b*2")).now().Place[ipt], "1:80 a*1 b*2")
+		w.wants("and drains anew", w.states("static", svc(gone)).now().Place[ipt], "1:80 a*1 b*drain")
+	}
+	w := newWorld(t, "static").states("static", svc("1:80 b*1"))
+	w.now()
+	w.states("static").now()
+	w.facts.Idle = idle(ipt)
+	w.wants("a service refuses for a pass", Compute(w.memo, w.facts).Place[ipt], "1:80")
+	w.facts.Idle = nil
+	w.wants("and goes", w.now().Place[ipt])
+}

@@ -225,6 +225,11 @@ func (m *Memo) touched(f Facts) []lb.Key {
 			keys[k] = true
 		}
 	}
+	for d := range f.Idle {
+		if m.entries[d.Key] != nil {
+			keys[d.Key] = true
+		}
+	}
 	m.touchRivals(keys)
 	return slices.SortedFunc(maps.Keys(keys), lb.Key.Compare)
 }

@@ -103,7 +103,7 @@ func (m *Memo) restoreEntry(k lb.Key, raw []byte, now time.Time) (*entry, error)
 		pr.Service.Mode = mode                                  // records once had it here only
 		p := &placed{Service: pr.Service, Leaving: pr.Leaving, Refusing: pr.Refusing}
 		for b, left := range pr.Drains {
-			p.drain(nil, b, now.Add(left-gone))
+			p.drain(nil, b, now.Add(left-gone), Facts{})
 		}
 		e.place(mode, p)
 		e.wakeFor(p, now)

@@ -39,6 +39,7 @@ func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 		due = end
 	}
 	r.throttle.end(end, how.Fresh, o.err != nil, due)
+	r.planCount(end)
 	r.note(view, how, o, len(result.Touched), now, end)
 	r.answer(view, o.err)
 }
@@ -105,7 +106,9 @@ func (r *Reconciler) facts(view *discovery.View, s Settings, now time.Time) desi
 func (r *Reconciler) decide(view *discovery.View, now time.Time) (desired.Result, map[lb.Key][]byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	result := desired.Compute(r.memo, r.facts(view, r.settings, now))
+	facts := r.facts(view, r.settings, now)
+	facts.Idle, r.counts.idle = r.counts.idle, nil
+	result := desired.Compute(r.memo, facts)
 	return result, r.records(result.Touched, now)
 }
 

@@ -3,6 +3,9 @@
 //
 //	desired -> Door.Shut -> every Proxier.Sync -> Door.Open -> Status
 //
+// Between passes the connections of what drains are counted, in modes that can: a
+// drain is over when the last one has ended.
+//
 // One goroutine owns everything a pass touches. Changes, retries, resyncs, drift,
 // deadlines and reloads all ask the throttle for a pass; there is no other way to
 // the kernel. A pass has no memory of how the last one ended but the caches of
@@ -92,6 +95,7 @@ type Reconciler struct {
 	pruned   bool            // a pass that may remove has succeeded
 	served   *discovery.View // of the last pass; nil: there was none
 	failure  error           // how it ended
+	counts   counts
 
 	mu       sync.Mutex // guards what a pass writes and Status reads
 	settings Settings
@@ -162,6 +166,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case errand := <-r.errands:
 			errand(ctx)
 		case <-timer.C:
+			if next := r.counts.next; !next.IsZero() && !time.Now().Before(next) {
+				r.count(ctx)
+			}
 			if now := time.Now(); r.open(now) && !now.Before(r.throttle.next()) {
 				r.runPass(ctx, now)
 			}
@@ -183,7 +190,7 @@ func (r *Reconciler) wake() time.Time {
 	if !r.open(time.Now()) {
 		return r.started.Add(r.settings.StartupTimeout)
 	}
-	return r.throttle.next()
+	return earliest(r.counts.next, r.throttle.next())
 }
 
 // Trigger asks for a pass that reads the kernel. It never blocks.

@@ -155,10 +155,14 @@ func printRanges(w io.Writer, s reconciler.Status) {
 }
 
 func backendState(b desired.Backend) string {
-	if b.State == "draining" && b.Left > 0 {
-		return fmt.Sprintf("draining, %s left", b.Left.Round(time.Second))
+	state := b.State
+	if state == "draining" && b.Left > 0 {
+		state += fmt.Sprintf(", %s left", b.Left.Round(time.Second))
 	}
-	return b.State
+	if c := b.Connections; c != nil {
+		state += fmt.Sprintf(", %d active, %d inactive", c.Active, c.Inactive)
+	}
+	return state
 }
 
 // printNotes prints what is not about one backend.
