@@ -50,8 +50,10 @@ type Watcher interface {
 
 // Counter is a Proxier that knows how many connections each backend has.
 type Counter interface {
-	// Counters returns the connections to every backend of services that has some
-	// object in the kernel, drained or not. A service that is not in place has none.
+	// Counters returns the connections to the backends of services: to each that gets
+	// no new ones, be there none left, and to others if they cost nothing more. Nothing
+	// is said of a service that is not in place, or of a backend that a pass under way
+	// may still send connections to: that it is missing does not mean that it is idle.
 	// It may run beside all other methods, and its cost follows the services asked for.
 	Counters(ctx context.Context, services []lb.Key) ([]Count, error)
 }
@@ -60,8 +62,8 @@ type Counter interface {
 type Count struct {
 	Service  lb.Key
 	Backend  netip.AddrPort
-	Active   uint32 // established
-	Inactive uint32 // in any other state: beginning, ending; and all flows of UDP
+	Active   uint32 // established; where conntrack tells it, beginning and half closed as well
+	Inactive uint32 // in any other state: ended, still remembered; and all flows of UDP
 }
 
 // Drift is a change to our kernel objects that we did not make.

@@ -105,12 +105,8 @@ func (c *Conntrack) Evict(ctx context.Context, evictions ...Eviction) (Evicted, 
 	var errs []error
 	for _, f := range dumps(wanted) {
 		n, err := c.evict(ctx, f, func(f *flow) bool {
-			e := Eviction{Key: f.key(), Backend: f.backend()}
-			if wanted[e] {
-				return true
-			}
-			e.Way = f.way()
-			return wanted[e]
+			_, found := named(wanted, f)
+			return found
 		})
 		done.Add(n)
 		errs = append(errs, err)
@@ -150,7 +146,7 @@ func refused(f *flow, keeps map[Way]Keep) bool {
 // dumps returns the filters of the dumps that together find all that is wanted:
 // one for each service, narrowed to the backend if there is one only, or one for
 // all services of a family and protocol if they are many.
-func dumps(wanted map[Eviction]bool) []filter {
+func dumps[V any](wanted map[Eviction]V) []filter {
 	type table struct {
 		family Family
 		proto  lb.Protocol
@@ -184,7 +180,7 @@ func dumps(wanted map[Eviction]bool) []filter {
 // it is made once more.
 func (c *Conntrack) evict(ctx context.Context, f filter, match func(*flow) bool) (Evicted, error) {
 	done, err := c.pass(ctx, f, match)
-	if errors.Is(err, linux.ErrInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
+	if interrupted(err) {
 		var again Evicted
 		again, err = c.pass(ctx, f, match)
 		done.Add(again)
@@ -196,30 +192,48 @@ func (c *Conntrack) evict(ctx context.Context, f filter, match func(*flow) bool)
 }
 
 func (c *Conntrack) pass(ctx context.Context, f filter, match func(*flow) bool) (done Evicted, err error) {
+	done.Seen, err = eachFlow(ctx, f, func(f *flow) error {
+		if !match(f) {
+			return nil
+		}
+		return c.end(ctx, f, &done)
+	})
+	return done, err
+}
+
+// interrupted reports whether a dump is to be made again.
+func interrupted(err error) bool {
+	return errors.Is(err, linux.ErrInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS)
+}
+
+// eachFlow dumps the flows that pass f, and returns how many the kernel handed over.
+// What each gets is valid until it returns. Entries that were made for pokes are left
+// out; one that cannot be read is an error, after all others.
+func eachFlow(ctx context.Context, f filter, each func(*flow) error) (seen int, err error) {
 	// A socket for each dump: one that is left before its end cannot be used again.
 	reader, err := openSocket()
 	if err != nil {
-		return done, err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, reader.Close()) }()
 	if err := reader.Send(dumpRequest(f)); err != nil {
-		return done, err
+		return 0, err
 	}
 	var flow flow    // one for all: there could be a million
 	var unread error // the first one
 	err = reader.Answers(ctx, func(body []byte) error {
-		done.Seen++
+		seen++
 		var err error
 		if flow, err = parseFlow(body); err != nil {
 			unread = cmp.Or(unread, err)
 			return nil
 		}
-		if flow.ofPoke() || !match(&flow) {
+		if flow.ofPoke() {
 			return nil
 		}
-		return c.end(ctx, &flow, &done)
+		return each(&flow)
 	})
-	return done, errors.Join(err, unread)
+	return seen, errors.Join(err, unread)
 }
 
 // end deletes one flow, and pokes the ends of a live TCP connection. A poke that

@@ -22,21 +22,27 @@ type Options struct {
 	Evict Evictor
 	// Sets is the line to the sets of clients: netfilter.KernelSets, if nil.
 	Sets Sets
-	Log  *slog.Logger
+	// Count counts flows, for Counters: netfilter.CountFlows, if nil.
+	Count CountFlows
+	Log   *slog.Logger
 }
 
 // Proxier serves services of both families by iptables. Its methods are for one
-// goroutine.
+// goroutine, but for Counters.
 type Proxier struct {
 	log      *slog.Logger
 	evict    Evictor
+	count    CountFlows
 	families []*family
-	serving  map[netfilter.Family]*atomic.Pointer[serving] // for keep; other goroutines
+	serving  map[netfilter.Family]*atomic.Pointer[serving] // for keep and Counters; other goroutines
 	swept    bool
 	spared   int // services of unknown content at the last sweep
 }
 
-var _ proxier.Proxier = (*Proxier)(nil)
+var (
+	_ proxier.Proxier = (*Proxier)(nil)
+	_ proxier.Counter = (*Proxier)(nil)
+)
 
 // family is what there is once for IPv4 and once for IPv6.
 type family struct {
@@ -76,7 +82,10 @@ func newProxier(o Options, kernels map[netfilter.Family]kernel, missing map[netf
 	if o.Sets == nil {
 		o.Sets = netfilter.KernelSets{}
 	}
-	p := &Proxier{log: o.Log, evict: o.Evict, serving: map[netfilter.Family]*atomic.Pointer[serving]{}}
+	if o.Count == nil {
+		o.Count = netfilter.CountFlows
+	}
+	p := &Proxier{log: o.Log, evict: o.Evict, count: o.Count, serving: map[netfilter.Family]*atomic.Pointer[serving]{}}
 	for _, f := range netfilter.Families {
 		p.serving[f] = &atomic.Pointer[serving]{}
 		fam := &family{
