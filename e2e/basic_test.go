@@ -14,20 +14,15 @@ import (
 	"vipd/reconciler"
 )
 
-//lane:vm
-func TestB1_TCPReachesTheBackendsFromAClientAndFromTheHostItself(t *testing.T) {
-	reaches(t, "tcp")
+func reachesTCP(w *world) {
+	reaches(w, "tcp")
 }
 
-func TestB2_UDPReachesTheBackendsFromAClientAndFromTheHostItself(t *testing.T) {
-	reaches(t, "udp")
+func reachesUDP(w *world) {
+	reaches(w, "udp")
 }
 
-func reaches(t *testing.T, network string) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func reaches(w *world, network string) {
 	w.serveAll(8080)
 	w.run(service{name: "web", port: 80, protocol: network, backends: w.at(8080, 1, 2)})
 	for _, target := range targets(80) {
@@ -36,11 +31,7 @@ func reaches(t *testing.T, network string) {
 	}
 }
 
-func TestB3_PortsOfOneVIPHaveBackendsOfTheirOwn(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func portsOfOneVIP(w *world) {
 	w.serveAll(8080)
 	w.run(
 		service{name: "one", port: 80, backends: w.at(8080, 1)},
@@ -51,11 +42,7 @@ func TestB3_PortsOfOneVIPHaveBackendsOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestB4_TCPAndUDPOnOnePortHaveBackendsOfTheirOwn(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func protocolsOfOnePort(w *world) {
 	w.serveAll(53)
 	w.run(
 		service{name: "dns-tcp", port: 53, backends: w.at(53, 1)},
@@ -66,11 +53,7 @@ func TestB4_TCPAndUDPOnOnePortHaveBackendsOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestB6_PortOfTheBackendDiffersFromThatOfTheService(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func otherPort(w *world) {
 	w.serve(w.Backends[0], "other-port", 80)
 	w.serve(w.Backends[0], "right-port", 8080)
 	w.run(
@@ -107,11 +90,7 @@ func TestB7_OneFamilyThatFailsDoesNotStopTheOther(t *testing.T) {
 	w.answeredBy(w.Client, "tcp", targets(80)[0], "b2")
 }
 
-func TestB11_ManyVIPsOnTheSameBackends(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func manyVIPs(w *world) {
 	w.serveAll(8080)
 	var many []string
 	for n := range 40 {
@@ -124,11 +103,7 @@ func TestB11_ManyVIPsOnTheSameBackends(t *testing.T) {
 	w.refused(w.Client, "tcp", netip.AddrPortFrom(netip.MustParseAddr(many[7]), 81))
 }
 
-func TestB12_BackendIsTheLoadBalancerItself(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func backendIsTheHost(w *world) {
 	w.serveAll(8080)
 	w.serve(w.LB, "lb", 8080)
 	for _, masquerade := range []string{"always", "never", "auto"} {
@@ -142,36 +117,28 @@ func TestB12_BackendIsTheLoadBalancerItself(t *testing.T) {
 	}
 }
 
-func TestB13_LargeRequestsAndFragmentedDatagrams(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func largeRequests(w *world) {
 	w.serveAll(8080)
 	w.run(
 		service{name: "tcp", port: 80, backends: w.at(8080, 1)},
 		service{name: "udp", port: 80, protocol: "udp", backends: w.at(8080, 1)})
 	for _, target := range targets(80) {
 		for _, size := range []int{1400, 100_000, 2_000_000} {
-			if _, err := (loss.Request{In: w.Client.Do, Network: "tcp", Target: target, Size: size}).Ask(t.Context()); err != nil {
-				t.Errorf("%s/tcp, %d bytes: %v", target, size, err)
+			if _, err := (loss.Request{In: w.Client.Do, Network: "tcp", Target: target, Size: size}).Ask(w.t.Context()); err != nil {
+				w.t.Errorf("%s/tcp, %d bytes: %v", target, size, err)
 			}
 		}
 		for _, size := range []int{1400, 8000, 60_000} {
-			if _, err := (loss.Request{In: w.Client.Do, Network: "udp", Target: target, Size: size}).Ask(t.Context()); err != nil {
-				t.Errorf("%s/udp, %d bytes: %v", target, size, err)
+			if _, err := (loss.Request{In: w.Client.Do, Network: "udp", Target: target, Size: size}).Ask(w.t.Context()); err != nil {
+				w.t.Errorf("%s/udp, %d bytes: %v", target, size, err)
 			}
 		}
 	}
 }
 
-// TestB14 asks that the deviation from the weights is one that chance produces
+// spread asks that the deviation from the weights is one that chance produces
 // once in a million (chi-square).
-func TestB14_ConnectionsSpreadByWeight(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func spread(w *world) {
 	b := w.Backends[0]
 	for n := range 50 {
 		w.serve(b, fmt.Sprintf("s%d", n), 9000+n)
@@ -192,15 +159,15 @@ func TestB14_ConnectionsSpreadByWeight(t *testing.T) {
 	for k := range 20 {
 		text += fmt.Sprintf("[[service.backend]]\naddress = %q\nweight = %d\n", hostPorts(b, 9000+k)[0], k+1)
 	}
-	w.write(text)
-	w.start()
+	w.put(text)
 	for i, n := range sizes {
-		expect(t, fmt.Sprintf("%d backends", n), w.sample(80+i, 40*n), func(int) float64 { return 1 }, n)
+		expect(w.t, fmt.Sprintf("%d backends", n), w.sample(80+i, fewer(40)*n), func(int) float64 { return 1 }, n)
 	}
-	expect(t, "20 backends of weight 1 to 20", w.sample(90, 2000), func(k int) float64 { return float64(k + 1) }, 20)
-	for name, got := range w.sample(91, 700) {
-		if got < 97 || got > 103 {
-			t.Errorf("rr over 7 backends: %s has %d of 700", name, got)
+	expect(w.t, "20 backends of weight 1 to 20", w.sample(90, fewer(2000)), func(k int) float64 { return float64(k + 1) }, 20)
+	each := fewer(100)
+	for name, got := range w.sample(91, 7*each) {
+		if got < each-3 || got > each+3 {
+			w.t.Errorf("rr over 7 backends: %s has %d of %d", name, got, 7*each)
 		}
 	}
 }

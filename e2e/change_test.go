@@ -4,19 +4,14 @@ package e2e
 
 import (
 	"slices"
-	"testing"
 	"time"
 
-	"vipd/internal/kerneltest"
+	"vipd/desired"
 	"vipd/internal/loss"
 	"vipd/reconciler"
 )
 
-func TestB8_APortThatComesOrGoesDoesNotDisturbTheOthers(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func portsComeAndGo(w *world) {
 	w.serveAll(8080)
 	first := service{name: "first", port: 80, backends: w.at(8080, 1, 2)}
 	second := service{name: "second", port: 81, backends: w.at(8080, 1, 2)}
@@ -32,14 +27,10 @@ func TestB8_APortThatComesOrGoesDoesNotDisturbTheOthers(t *testing.T) {
 		w.change(first)
 		w.refused(w.Client, "tcp", targets(81)[0])
 	}
-	lossless(t, "while a port of the VIP came and went", l.Stop())
+	lossless(w.t, "while a port of the VIP came and went", l.Stop())
 }
 
-func TestB9_ServicesUpAndDownAndUpAgain(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func upAndDown(w *world) {
 	w.serveAll(8080)
 	keeper := service{name: "keeper", vips: []string{"192.0.2.99"}, port: 80, backends: w.at(8080, 1)[:1]}
 	one := service{name: "one", port: 80, backends: w.at(8080, 1)}
@@ -67,11 +58,7 @@ func TestB9_ServicesUpAndDownAndUpAgain(t *testing.T) {
 	}
 }
 
-func TestB10_DeletedAndMadeAgainWithTheSameVIP(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func madeAgain(w *world) {
 	w.serveAll(8080)
 	keeper := service{name: "keeper", vips: []string{"192.0.2.99"}, port: 80, backends: w.at(8080, 1)[:1]}
 	for round, b := range []int{1, 2, 1, 2} {
@@ -87,7 +74,7 @@ func TestB10_DeletedAndMadeAgainWithTheSameVIP(t *testing.T) {
 			w.answeredBy(w.Client, "tcp", target, name)
 			// The same flow each time, so that an old entry would be seen.
 			w.eventually("the UDP flow comes to "+name, func() bool {
-				a, err := loss.Request{In: w.Client.Do, Network: "udp", Target: target, Port: 5353, Deadline: 200 * time.Millisecond}.Ask(t.Context())
+				a, err := loss.Request{In: w.Client.Do, Network: "udp", Target: target, Port: 5353, Deadline: 200 * time.Millisecond}.Ask(w.t.Context())
 				return err == nil && a.Backend == name
 			})
 		}
@@ -98,11 +85,7 @@ func TestB10_DeletedAndMadeAgainWithTheSameVIP(t *testing.T) {
 	}
 }
 
-func TestB16_ABackendChangeIsInForceWhenTheReloadReturns(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func inForceWhenReloaded(w *world) {
 	w.serveAll(8080)
 	w.run(service{name: "web", port: 80, backends: w.at(8080, 1)})
 	for _, b := range []int{2, 1, 2, 1} {
@@ -112,21 +95,17 @@ func TestB16_ABackendChangeIsInForceWhenTheReloadReturns(t *testing.T) {
 		for _, target := range targets(80) {
 			w.answeredBy(w.Client, "tcp", target, w.Backends[b-1].Name)
 		}
-		t.Logf("a reload took %s", took.Round(time.Millisecond))
+		w.t.Logf("a reload took %s", took.Round(time.Millisecond))
 		if took > 10*time.Second {
-			t.Errorf("the change took %s", took)
+			w.t.Errorf("the change took %s", took)
 		}
 	}
 }
 
-// TestB38 takes a backend away under load. With drain_timeout its established
+// drainsAndIsReset takes a backend away under load. With drain_timeout its established
 // connections live on for that long and are then reset, busy ones and idle ones.
-func TestB38_ARemovedBackendDrainsAndIsThenReset(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
+func drainsAndIsReset(w *world) {
 	const drain = 2 * time.Second
-	w := newWorld(t, 2)
 	w.serveAll(8080)
 	web := service{name: "web", port: 80, more: []string{`drain_timeout = "2s"`}, backends: w.at(8080, 1, 2)}
 	w.run(web)
@@ -149,7 +128,7 @@ func TestB38_ARemovedBackendDrainsAndIsThenReset(t *testing.T) {
 	}
 	before := standing("b1")
 	if before == 0 || standing("b2") == 0 {
-		t.Fatalf("held by b1 %d, by b2 %d", before, standing("b2"))
+		w.t.Fatalf("held by b1 %d, by b2 %d", before, standing("b2"))
 	}
 	web.backends = w.at(8080, 2)
 	removed := time.Now()
@@ -157,24 +136,31 @@ func TestB38_ARemovedBackendDrainsAndIsThenReset(t *testing.T) {
 	fresh.Forbid("b1")
 	s := w.await("drain", func(s reconciler.Status) bool { return true })
 	if n := standing("b1"); n != before {
-		t.Errorf("%d of %d connections of the drained backend stand after the removal", n, before)
+		w.t.Errorf("%d of %d connections of the drained backend stand after the removal", n, before)
 	}
-	if !slices.ContainsFunc(s.Services, func(s reconciler.ServiceStatus) bool { return len(s.Backends) == 2 }) {
-		t.Errorf("status does not show the draining backend: %+v", s.Services)
+	if !shows(s, "draining", w.at(8080, 1)[0]) {
+		w.t.Errorf("status does not show the draining backend: %+v", s.Services)
 	}
 	w.eventually("the drained connections end", func() bool { return standing("b1") == 0 })
 	if took := time.Since(removed); took < drain || took > drain+10*time.Second {
-		t.Errorf("the drained connections ended after %s, want %s", took, drain)
+		w.t.Errorf("the drained connections ended after %s, want %s", took, drain)
 	}
 	for _, h := range handles {
 		for _, c := range h.Conns() {
 			if c.Backend == "b1" && loss.ClassOf(c.Err) != loss.Reset || c.Backend == "b2" && c.Err != nil {
-				t.Errorf("a connection of %s: %v", c.Backend, c.Err)
+				w.t.Errorf("a connection of %s: %v", c.Backend, c.Err)
 			}
 		}
 	}
-	lossless(t, "new connections", fresh.Stop())
+	lossless(w.t, "new connections", fresh.Stop())
 	if r := held.Stop(); r.Held.Classes[loss.Reset] != before {
-		t.Errorf("%d were on the drained backend:\n%s", before, r)
+		w.t.Errorf("%d were on the drained backend:\n%s", before, r)
 	}
+}
+
+// shows tells whether a status shows a backend in a state.
+func shows(s reconciler.Status, state, backend string) bool {
+	return slices.ContainsFunc(s.Services, func(s reconciler.ServiceStatus) bool {
+		return slices.ContainsFunc(s.Backends, func(b desired.Backend) bool { return b.State == state && b.Addr.String() == backend })
+	})
 }

@@ -3,31 +3,24 @@
 package e2e
 
 import (
-	"testing"
 	"time"
-
-	"vipd/internal/kerneltest"
 )
 
-func TestB17_WithoutBackendsTCPIsRefusedAtOnce(t *testing.T) {
-	deny(t, "tcp")
+func deniesTCP(w *world) {
+	deny(w, "tcp")
 }
 
-func TestB18_WithoutBackendsUDPIsRefusedAtOnce(t *testing.T) {
-	deny(t, "udp")
+func deniesUDP(w *world) {
+	deny(w, "udp")
 }
 
-func deny(t *testing.T, network string) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func deny(w *world, network string) {
 	w.serveAll(8080)
 	w.serve(w.LB, "host", 80) // on the host's own addresses, not on the VIP
 	empty := service{name: "empty", port: 80, protocol: network}
 	w.run(empty)
 	check := func() {
-		t.Helper()
+		w.t.Helper()
 		for _, target := range targets(80) {
 			w.refused(w.Client, network, target)
 			w.refused(w.LB, network, target)
@@ -45,11 +38,7 @@ func deny(t *testing.T, network string) {
 	check()
 }
 
-func TestB19_APortOfAVIPWithoutServiceDoesNotReachTheHost(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func guardsUnusedPorts(w *world) {
 	w.serveAll(8080)
 	any := wildcards(22, 80)
 	w.listen(w.LB, "host", any, any)
@@ -69,19 +58,15 @@ func TestB19_APortOfAVIPWithoutServiceDoesNotReachTheHost(t *testing.T) {
 	}
 }
 
-func TestB20_APingToAVIPIsAnswered(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func answersPings(w *world) {
 	w.serveAll(8080)
 	w.run(service{name: "web", port: 80, backends: w.at(8080, 1)}, service{name: "empty", vips: []string{"192.0.2.11", "2001:db8::11"}, port: 80})
 	for _, v := range append([]string{"192.0.2.11", "2001:db8::11"}, vips...) {
 		if err := ping(w.Client, addrPort(v, 0).Addr()); err != nil {
-			t.Errorf("the client pings %s: %v", v, err)
+			w.t.Errorf("the client pings %s: %v", v, err)
 		}
 	}
 	if err := ping(w.Client, addrPort("192.0.2.77", 0).Addr()); err == nil {
-		t.Error("an address that is no VIP answers")
+		w.t.Error("an address that is no VIP answers")
 	}
 }

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"net/netip"
-	"testing"
 
 	"vipd/internal/kerneltest"
 )
@@ -39,13 +38,9 @@ func (w *world) masquerade(masquerade string, backends []string) {
 	}
 }
 
-// TestB25 asks which client address a backend sees. b2 is a client on the subnet
+// masquerades asks which client address a backend sees. b2 is a client on the subnet
 // of the backend b1: without masquerade the answer would go to it directly.
-func TestB25_MasqueradeAlwaysNeverAuto(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func masquerades(w *world) {
 	w.serveAll(8080)
 	w.runEveryMasquerade()
 	lb := []netip.Addr{netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("fd00:2::1")}
@@ -66,18 +61,14 @@ func TestB25_MasqueradeAlwaysNeverAuto(t *testing.T) {
 		for i, target := range targets(tt.port) {
 			for _, network := range []string{"tcp", "udp"} {
 				if a := w.ask(tt.from, network, target); a.Client.Addr() != tt.want[i] {
-					t.Errorf("%s: %s/%s sees %s, want %s", tt.situation, target, network, a.Client.Addr(), tt.want[i])
+					w.t.Errorf("%s: %s/%s sees %s, want %s", tt.situation, target, network, a.Client.Addr(), tt.want[i])
 				}
 			}
 		}
 	}
 }
 
-func TestB26_ABackendReachesItselfThroughItsVIP(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func hairpin(w *world) {
 	w.serveAll(8080)
 	w.runEveryMasquerade()
 	for i := range 3 {
@@ -88,11 +79,7 @@ func TestB26_ABackendReachesItselfThroughItsVIP(t *testing.T) {
 	}
 }
 
-func TestB27_TheHostIsAClientOfItsOwnVIPWithASourceThatCanBeAnswered(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func hostIsClient(w *world) {
 	w.serveAll(8080)
 	for _, masquerade := range []string{"never", "auto", "always"} {
 		w.masquerade(masquerade, w.at(8080, 1))
@@ -100,7 +87,7 @@ func TestB27_TheHostIsAClientOfItsOwnVIPWithASourceThatCanBeAnswered(t *testing.
 			for _, network := range []string{"tcp", "udp"} {
 				a := w.ask(w.LB, network, target)
 				if want := []string{"10.2.0.1", "fd00:2::1"}[i]; a.Client.Addr().String() != want {
-					t.Errorf("masquerade %s: %s/%s sees the host as %s, want %s", masquerade, target, network, a.Client.Addr(), want)
+					w.t.Errorf("masquerade %s: %s/%s sees the host as %s, want %s", masquerade, target, network, a.Client.Addr(), want)
 				}
 			}
 		}

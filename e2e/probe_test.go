@@ -154,8 +154,19 @@ func (w *world) kernelState() string {
 			}
 		}
 	}
+	state = append(state, w.virtualServers()...)
 	slices.Sort(state)
 	return strings.Join(state, "\n")
+}
+
+// virtualServers returns the virtual servers of IPVS and their destinations, as ipvsadm
+// saves them; none where the mode is another.
+func (w *world) virtualServers() []string {
+	w.t.Helper()
+	if kerneltest.Mode() != "ipvs" {
+		return nil
+	}
+	return strings.Split(strings.TrimSpace(w.LB.Run(w.t, "ipvsadm", "-S", "-n")), "\n")
 }
 
 // differ returns the lines that went and came between two such states.

@@ -78,11 +78,7 @@ func (w *world) damages() map[string][][]string {
 	return list
 }
 
-func TestB64_ARestartAdoptsWhatIsThereAndWritesNothing(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func restartWritesNothing(w *world) {
 	w.serveAll(8080)
 	w.run(
 		service{name: "web", port: 80, backends: w.at(8080, 1, 2)},
@@ -101,10 +97,10 @@ func TestB64_ARestartAdoptsWhatIsThereAndWritesNothing(t *testing.T) {
 	}
 	w.must(0, "reload")
 	if now := w.generation(); now != generation {
-		t.Errorf("the rule set was written %d times", now-generation)
+		w.t.Errorf("the rule set was written %d times", now-generation)
 	}
 	if diff := differ(state, w.kernelState()); diff != "" {
-		t.Errorf("restarts changed\n%s", diff)
+		w.t.Errorf("restarts changed\n%s", diff)
 	}
 }
 

@@ -4,10 +4,8 @@ package e2e
 
 import (
 	"net/netip"
-	"testing"
 	"time"
 
-	"vipd/internal/kerneltest"
 	"vipd/internal/loss"
 )
 
@@ -58,11 +56,7 @@ func (w *world) nothingComesTo(server *loss.Server) {
 	}
 }
 
-func TestB44_F83_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func flowMoves(w *world) {
 	w.serveAll(8080)
 	w.run(w.dns(8080, 1))
 	for _, b := range []int{1, 2, 1, 2} {
@@ -71,12 +65,8 @@ func TestB44_F83_AFlowMovesWhenItsBackendIsReplaced(t *testing.T) {
 	}
 }
 
-// TestB45 has a flow that goes on while the service has no backends, then some.
-func TestB45_AFlowRecoversWhenBackendsCome(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+// flowRecovers has a flow that goes on while the service has no backends, then some.
+func flowRecovers(w *world) {
 	w.serveAll(8080)
 	w.run(w.dns(8080))
 	l := w.load(w.Client)
@@ -95,11 +85,7 @@ func TestB45_AFlowRecoversWhenBackendsCome(t *testing.T) {
 	w.flowsTo("b1")
 }
 
-func TestB46_WithoutBackendsAFlowIsRefusedAndNothingComesToTheOldOne(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func flowIsRefused(w *world) {
 	server := w.serveAll(8080)[0]
 	w.run(w.dns(8080, 1))
 	w.flowsTo("b1")
@@ -109,15 +95,11 @@ func TestB46_WithoutBackendsAFlowIsRefusedAndNothingComesToTheOldOne(t *testing.
 	}
 	w.nothingComesTo(server)
 	if left := w.flows("udp", "dport=53", "sport=8080"); len(left) != 0 {
-		t.Errorf("entries are left: %v", left)
+		w.t.Errorf("entries are left: %v", left)
 	}
 }
 
-func TestB47_ADeletedServiceLeavesNoEntries(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func noEntriesAreLeft(w *world) {
 	server := w.serveAll(8080)[0]
 	keeper := service{name: "keeper", port: 80, backends: w.at(8080, 1)} // the VIP stays
 	w.run(keeper, w.dns(8080, 1))
@@ -127,11 +109,7 @@ func TestB47_ADeletedServiceLeavesNoEntries(t *testing.T) {
 	w.nothingComesTo(server)
 }
 
-func TestB48_AFlowMovesWhenTheTargetPortChanges(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 1)
+func flowFollowsThePort(w *world) {
 	w.serve(w.Backends[0], "old", 8080)
 	w.serve(w.Backends[0], "new", 8081)
 	w.run(w.dns(8080, 1))
@@ -142,12 +120,8 @@ func TestB48_AFlowMovesWhenTheTargetPortChanges(t *testing.T) {
 	w.flowsTo("old")
 }
 
-// TestB49 changes one of two UDP services on a VIP, which share a backend.
-func TestB49_TwoUDPServicesOnOneVIPDoNotDisturbEachOther(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+// twoUDPServices changes one of two UDP services on a VIP, which share a backend.
+func twoUDPServices(w *world) {
 	w.serveAll(8080)
 	other := service{name: "other", port: 54, protocol: "udp", backends: w.at(8080, 1, 2)}
 	w.run(other, w.dns(8080, 1))
@@ -162,16 +136,12 @@ func TestB49_TwoUDPServicesOnOneVIPDoNotDisturbEachOther(t *testing.T) {
 		w.flowsTo(w.Backends[b-1].Name)
 	}
 	w.change(other)
-	lossless(t, "the flows of the service that did not change", l.Stop())
+	lossless(w.t, "the flows of the service that did not change", l.Stop())
 	w.sameEntries(before, w.entryIDs("udp", "dport=54"))
 }
 
-// TestB50 restarts vipd under live flows: their entries stay, the very same ones.
-func TestB50_ARestartRemovesNoLiveEntry(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 3)
+// restartKeepsEntries restarts vipd under live flows: their entries stay, the very same ones.
+func restartKeepsEntries(w *world) {
 	w.serveAll(8080)
 	w.run(w.dns(8080, 1, 2, 3))
 	l := w.load(w.Client)
@@ -190,6 +160,6 @@ func TestB50_ARestartRemovesNoLiveEntry(t *testing.T) {
 	}
 	total := l.Report().Datagrams.Total
 	w.eventually("the flows go on", func() bool { return l.Report().Datagrams.Total > total+200 })
-	lossless(t, "over four restarts", l.Stop())
+	lossless(w.t, "over four restarts", l.Stop())
 	w.sameEntries(before, w.entryIDs("udp", "dport=53"))
 }

@@ -39,13 +39,9 @@ func (w *world) stuck(from *kerneltest.Host, target netip.AddrPort) string {
 	return first
 }
 
-// TestB34 switches affinity on, to another time, and off again, by reloads. What is
+// affinityIsSwitched switches affinity on, to another time, and off again, by reloads. What is
 // connected stays connected, and status and plan tell of it.
-func TestB34_AffinityIsSwitchedByReloads(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 3)
+func affinityIsSwitched(w *world) {
 	w.serveAll(8080)
 	all := w.at(8080, 1, 2, 3)
 	with := func(lines ...string) service { return service{name: "web", port: 80, more: lines, backends: all} }
@@ -63,23 +59,23 @@ func TestB34_AffinityIsSwitchedByReloads(t *testing.T) {
 	}{{`affinity_timeout = "1h"`, time.Hour, " 1h "}, {`affinity_timeout = "90m"`, 90 * time.Minute, " 1h30m "}} {
 		w.write(config(with(step.word)))
 		if plan := w.must(2, "plan"); !strings.Contains(plan, "vipd-") {
-			t.Errorf("the plan does not tell of %s:\n%s", step.word, plan)
+			w.t.Errorf("the plan does not tell of %s:\n%s", step.word, plan)
 		}
 		w.must(0, "reload")
 		w.must(0, "plan")
 		s := w.await("tell", func(s reconciler.Status) bool { return true })
 		if s.Services[0].Affinity != step.want {
-			t.Errorf("status tells an affinity of %s, want %s", s.Services[0].Affinity, step.want)
+			w.t.Errorf("status tells an affinity of %s, want %s", s.Services[0].Affinity, step.want)
 		}
 		if out := w.must(0, "status"); !strings.Contains(out, step.column) {
-			t.Errorf("status does not show %q:\n%s", step.column, out)
+			w.t.Errorf("status does not show %q:\n%s", step.column, out)
 		}
 		var now []string
 		for _, target := range targets(80) {
 			now = append(now, w.stuck(w.Client, target))
 		}
 		if before != nil && !slices.Equal(now, before) {
-			t.Errorf("with %s the client went from %v to %v", step.word, before, now)
+			w.t.Errorf("with %s the client went from %v to %v", step.word, before, now)
 		}
 		before = now
 	}
@@ -87,17 +83,13 @@ func TestB34_AffinityIsSwitchedByReloads(t *testing.T) {
 	for _, target := range targets(80) {
 		w.answeredBy(w.Client, "tcp", target, "b1", "b2", "b3")
 	}
-	lossless(t, "connections held meanwhile", held.Stop())
+	lossless(w.t, "connections held meanwhile", held.Stop())
 }
 
-// TestB21_B22 puts client ranges in force, changes and removes them by reloads:
+// rangesChange puts client ranges in force, changes and removes them by reloads:
 // they count for both families, status and plan tell of them, and what is connected
 // stays connected.
-func TestB21_B22_RangesChangeByReloads(t *testing.T) {
-	if !kerneltest.Isolate(t) {
-		return
-	}
-	w := newWorld(t, 2)
+func rangesChange(w *world) {
 	w.serveAll(8080)
 	with := func(lines ...string) service {
 		return service{name: "web", port: 80, more: lines, backends: w.at(8080, 1, 2)}
@@ -111,7 +103,7 @@ func TestB21_B22_RangesChangeByReloads(t *testing.T) {
 
 	w.write(config(with(others)))
 	if plan := w.must(2, "plan"); !strings.Contains(plan, "198.51.100.0/24") {
-		t.Errorf("the plan does not tell of the range:\n%s", plan)
+		w.t.Errorf("the plan does not tell of the range:\n%s", plan)
 	}
 	w.must(0, "reload")
 	w.must(0, "plan")
@@ -119,20 +111,20 @@ func TestB21_B22_RangesChangeByReloads(t *testing.T) {
 		w.dropped(w.Client, "tcp", target)
 	}
 	if out := w.must(0, "status", "192.0.2.10:80"); !strings.Contains(out, "2 ranges") || !strings.Contains(out, "  203.0.113.0/24\n") {
-		t.Errorf("status does not tell the ranges:\n%s", out)
+		w.t.Errorf("status does not tell the ranges:\n%s", out)
 	}
 	if out := w.must(0, "explain", "192.0.2.10:80"); !strings.Contains(out, "clients: 198.51.100.0/24, 203.0.113.0/24; others get no answer") {
-		t.Errorf("explain says\n%s", out)
+		w.t.Errorf("explain says\n%s", out)
 	}
 	if out := w.must(1, "explain", "192.0.2.10:81"); !strings.Contains(out, "no service uses this port") {
-		t.Errorf("explain of a port without a service says\n%s", out)
+		w.t.Errorf("explain of a port without a service says\n%s", out)
 	}
 	if out := w.must(1, "explain", "192.0.2.77:80"); !strings.Contains(out, "no VIP of vipd") {
-		t.Errorf("explain of another address says\n%s", out)
+		w.t.Errorf("explain of another address says\n%s", out)
 	}
 	s := w.await("tell", func(s reconciler.Status) bool { return true })
 	if got := s.Services[1].Clients; len(got) != 1 || got[0] != netip.MustParsePrefix("2001:db8:1::/48") {
-		t.Errorf("status tells %v of %s", got, s.Services[1].Key)
+		w.t.Errorf("status tells %v of %s", got, s.Services[1].Key)
 	}
 
 	w.change(with(theClient))
@@ -152,7 +144,7 @@ func TestB21_B22_RangesChangeByReloads(t *testing.T) {
 	for _, target := range targets(80) {
 		w.answeredBy(w.Client, "tcp", target, "b1", "b2")
 	}
-	lossless(t, "connections held meanwhile", held.Stop())
+	lossless(w.t, "connections held meanwhile", held.Stop())
 }
 
 // TestF85_WithoutIPv6 has a host on which the services of IPv6 cannot be served. Those

@@ -36,6 +36,14 @@ func soak(short, long int) int {
 	return short
 }
 
+// fewer is for counts that prove as much where all is slower, in the virtual machine.
+func fewer(n int) int {
+	if os.Getenv(kerneltest.LaneEnv) == "vm" {
+		return n / 5
+	}
+	return n
+}
+
 // The VIPs of a service that says nothing else: one of each family.
 var vips = []string{"192.0.2.10", "2001:db8::10"}
 
@@ -100,10 +108,20 @@ func config(services ...service) string {
 	return text
 }
 
-// run starts vipd with these services.
+// run has vipd serve these services and nothing else; it starts vipd if need be.
 func (w *world) run(services ...service) {
 	w.t.Helper()
-	w.write(config(services...))
+	w.put(config(services...))
+}
+
+// put puts a configuration in force; it starts vipd if need be.
+func (w *world) put(text string) {
+	w.t.Helper()
+	if w.cmd != nil {
+		w.reload(text)
+		return
+	}
+	w.write(text)
 	w.start()
 }
 

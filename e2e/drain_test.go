@@ -1,0 +1,75 @@
+//go:build kernel
+
+package e2e
+
+import (
+	"errors"
+	"time"
+
+	"vipd/internal/loss"
+	"vipd/reconciler"
+)
+
+// returns takes a backend away and gives it back while it drains: what was connected
+// stays, and it gets new connections again. The second time vipd is killed meanwhile.
+func returns(w *world) {
+	w.serveAll(8080)
+	web := service{name: "web", port: 80, more: []string{`drain_timeout = "1h"`}, backends: w.at(8080, 1, 2)}
+	less := web
+	less.backends = w.at(8080, 2)
+	w.run(web)
+	held := w.load(w.Client)
+	for _, target := range targets(80) {
+		held.Hold(loss.Hold{Target: target, Count: 6, Every: 20 * time.Millisecond})
+	}
+	for _, killed := range []bool{false, true} {
+		w.change(less)
+		for range 5 {
+			w.answeredBy(w.Client, "tcp", targets(80)[0], "b2")
+		}
+		if s := w.await("drain", func(reconciler.Status) bool { return true }); !shows(s, "draining", w.at(8080, 1)[0]) {
+			w.t.Errorf("status does not show the draining backend: %+v", s.Services)
+		}
+		if killed {
+			w.kill()
+			w.write(config(web))
+			w.start()
+		} else {
+			w.change(web)
+		}
+		for _, target := range targets(80) {
+			w.answeredBy(w.Client, "tcp", target, "b1", "b2")
+		}
+	}
+	lossless(w.t, "connections held meanwhile", held.Stop())
+}
+
+// reusesPorts is a client that connects from the same few ports again and again, while
+// the backends are replaced one after the other. Each connection stands at once: a SYN
+// that had to be sent again is a fault (loss.Retransmit), and who answers is one of
+// those that are there.
+func reusesPorts(w *world) {
+	w.serveAll(8080)
+	asked := 0
+	for _, drain := range []string{"0s", "1h"} {
+		for _, now := range [][]int{{1}, {1, 2}, {2}, {2, 3}, {3}, {1, 3}} {
+			w.run(service{name: "web", port: 80, more: []string{`drain_timeout = "` + drain + `"`}, backends: w.at(8080, now...)})
+			there := map[string]bool{}
+			for _, n := range now {
+				there[w.Backends[n-1].Name] = true
+			}
+			for port := range 8 {
+				for _, target := range targets(80) {
+					a, err := loss.Request{In: w.Client.Do, Network: "tcp", Target: target, Port: uint16(6000 + port)}.Ask(w.t.Context())
+					if asked++; err == nil && !there[a.Backend] {
+						err = errors.New("answered by " + a.Backend)
+					}
+					if err != nil {
+						w.t.Errorf("drain %s, backends %v, from port %d to %s: %v", drain, now, 6000+port, target, err)
+					}
+				}
+			}
+		}
+	}
+	w.t.Logf("%d connections from 8 ports", asked)
+}
