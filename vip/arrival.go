@@ -18,9 +18,12 @@ const notSYN = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
 // What it sends on to a backend passes OUTPUT once more, then not to a VIP.
 //
 // A service whose backends answer past this host has no use for either mark.
+//
+// The skeleton has the answers of daemons as well: see silence.
 func (d *Door) arrival(f netfilter.Family) netfilter.Skeleton {
 	bit := fmt.Sprintf("--set-xmark 0x%[1]x/0x%[1]x", d.mark)
 	enter := "-m conntrack --ctstate NEW " + matchSet(netfilter.SetOpen, f) + " dst,dst -j " + chainArrival
+	answers, silenced := silence(f)
 	return netfilter.Skeleton{
 		Table: tableMangle,
 		Chains: []netfilter.Chain{{Name: chainArrival, Rules: []string{
@@ -28,9 +31,31 @@ func (d *Door) arrival(f netfilter.Family) netfilter.Skeleton {
 			"-j CONNMARK " + bit,
 			matchSet(netfilter.SetMasq, f) + " dst,dst -j MARK " + bit,
 			matchSet(netfilter.SetAuto, f) + " dst,dst,src -j MARK " + bit,
-		}}},
-		Jumps: []netfilter.Jump{{Base: "INPUT", Rule: enter}, {Base: "OUTPUT", Rule: enter}},
+		}}, silenced},
+		Jumps: append([]netfilter.Jump{{Base: "INPUT", Rule: enter}, {Base: "OUTPUT", Rule: enter}}, answers...),
 	}
+}
+
+// silence is the rules by which no daemon of this host answers in the place of IPVS.
+// While somebody has removed the virtual servers ("ipvsadm -C") what the guard lets
+// through to them meets the daemons that listen on all addresses, and no table of
+// iptables may drop a packet behind IPVS. But an answer from a VIP:port that is open is
+// nobody's to give: those of backends come by FORWARD, and one that is this host bears
+// its own address still, as IPVS writes the VIP behind mangle. So the handshake of TCP
+// is not completed, and no datagram answered. A RST passes: it is how this host refuses
+// what IPVS does not know. A backend of direct routing or a tunnel that is this host
+// does answer as the VIP.
+//
+// A mode that answers from sockets of this host has to be excepted here.
+func silence(f netfilter.Family) ([]netfilter.Jump, netfilter.Chain) {
+	to := " " + matchSet(netfilter.SetOpen, f) + " src,src -j " + chainSilence
+	return []netfilter.Jump{
+			{Base: "OUTPUT", Rule: "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK" + to},
+			{Base: "OUTPUT", Rule: "-p udp -m conntrack --ctdir REPLY" + to},
+		}, netfilter.Chain{Name: chainSilence, Rules: []string{
+			matchSet(netfilter.SetDirect, f) + " src,src -j RETURN",
+			"-j DROP",
+		}}
 }
 
 // letHalf are the rules of the guard for connections of which this host sees one

@@ -41,6 +41,7 @@ const (
 	tableGuard   = "filter"
 	chainPre     = netfilter.ChainPrefix + "PRE"
 	chainArrival = netfilter.ChainPrefix + "LIN"
+	chainSilence = netfilter.ChainPrefix + "LOUT"
 	chainGuard   = netfilter.ChainPrefix + "IN"
 	chainForward = netfilter.ChainPrefix + "FWD"
 	chainPost    = netfilter.ChainPrefix + "POST"

@@ -115,7 +115,7 @@ func (h *host) openIPVS(ctx context.Context, cfg *config.Config, j *journal, evi
 		Sysctls: linux.ProcSys(), Release: vs.Release(), Manage: cfg.Proxy.ManageSysctls, Estimation: cfg.IPVS.Estimation, Log: log,
 	})
 	h.proxiers[lb.IPVS] = ipvs.New(ipvs.Options{
-		Kernel: h.line, Journal: j, Witness: witness, Evict: evict, Settings: h.settings, Log: log,
+		Kernel: h.line, Journal: j, Witness: witness, Evict: evict, Settings: h.settings, NoGUE: !h.ipvs.GUE, Log: log,
 	})
 	log.Info("IPVS found", "version", h.ipvs.Version)
 	return nil

@@ -47,9 +47,16 @@ func (p *pass) endFlows(j *job) {
 			ask(j.key.AddrPort())
 		}
 	}
-	if takesUp(j.key, j.now) && !takesUp(j.key, j.was) {
+	if takesUp(j.key, j.now) && !takesUp(j.key, j.was) || p.lost(j) {
 		ask(j.key.AddrPort())
 	}
+}
+
+// lost reports whether somebody had removed the virtual server, which is there again
+// now. Who called meanwhile met a host that is silent (package vip): conntrack would keep
+// the next tries of a TCP client from being translated, too.
+func (p *pass) lost(j *job) bool {
+	return j.was == nil && p.owned[j.key] && translates(j.now)
 }
 
 // takesUp reports whether flows that went nowhere, and would stay so, have a backend
@@ -59,6 +66,7 @@ func (p *pass) endFlows(j *job) {
 // go. So they are not told apart: those of UDP and SCTP are forgotten, all of the
 // service, when a backend goes, which costs nothing, for nothing is translated; those
 // of TCP find out at their next packet (docs/packet-paths.md).
-func takesUp(k lb.Key, s *standing) bool {
-	return k.Protocol != lb.TCP && s.usable() && s.to[0].Forward == vs.Masquerade
-}
+func takesUp(k lb.Key, s *standing) bool { return k.Protocol != lb.TCP && translates(s) }
+
+// translates reports whether new connections get the address of a backend.
+func translates(s *standing) bool { return s.usable() && s.to[0].Forward == vs.Masquerade }

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,6 +35,26 @@ func TestFlowsEndWithTheirDestination(t *testing.T) {
 		h.sync(t, p, fresh, services(step.service))
 		if got := h.evictor.asked(); got != "" {
 			t.Errorf("%s, again: %s", step.name, got)
+		}
+	}
+}
+
+// Who called while the virtual servers were gone ("ipvsadm -C") is to be served at the
+// next try; by dr the flows that stand cannot be told apart, and are left alone.
+func TestF86_FlowsThatMetTheHostEndAfterTheRepair(t *testing.T) {
+	fake := vs.NewFake()
+	h := newHarness(fake)
+	want := services("192.0.2.1:1 10.0.0.1:1", "192.0.2.2:1 10.0.0.1:1 dr", "192.0.2.3:1 10.0.0.1:1*draining", "192.0.2.4:1/udp 10.0.0.1:1")
+	p := h.proxier()
+	h.sync(t, p, prune, want)
+	for name, next := range map[string]*Proxier{"by the same": p, "by the next": h.proxier()} {
+		h.evictor.asked()
+		fake.Clear()
+		h.sync(t, next, fresh, want)
+		got := strings.Split(h.evictor.asked(), "; ")
+		got = slices.DeleteFunc(got, func(w string) bool { return strings.HasPrefix(w, "keep") })
+		if want := []string{"end 192.0.2.1:1/tcp>192.0.2.1:1", "end 192.0.2.4:1/udp>192.0.2.4:1"}; !slices.Equal(got, want) {
+			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
 }

@@ -24,6 +24,7 @@ type pass struct {
 	witness func(context.Context) (map[lb.Key]bool, error)
 	evict   Evictor
 	log     *slog.Logger
+	noGUE   bool // see Options
 	memory  *memory
 	want    lb.Snapshot
 	how     proxier.How
@@ -115,7 +116,7 @@ func (p *pass) job(ctx context.Context, k lb.Key) (*job, error) {
 	stands := p.memory.stands(k)
 	j := &job{key: k, svc: p.want.Get(k), was: stands, now: stands, ours: stands != nil}
 	if j.svc != nil {
-		j.err = validate(j.svc)
+		j.err = p.validate(j.svc)
 	}
 	if j.err != nil {
 		j.goal = stands

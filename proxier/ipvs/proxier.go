@@ -42,7 +42,10 @@ type Options struct {
 	// Settings are the sysctls of IPVS, seen to whenever the kernel is read while there
 	// are services, and before the first one. It may be nil.
 	Settings *vs.Settings
-	Log      *slog.Logger
+	// NoGUE says that the kernel takes IPIP in the place of GUE, silently (vs.Support):
+	// services that want it are quarantined.
+	NoGUE bool
+	Log   *slog.Logger
 }
 
 // Proxier serves services of both families by IPVS. Sync, Plan and Close are for one
@@ -110,7 +113,7 @@ func (p *Proxier) Close() error { return nil }
 
 func (p *Proxier) pass(m *memory, want lb.Snapshot, how proxier.How) *pass {
 	return &pass{kernel: p.Kernel, journal: p.Journal, witness: p.Witness, evict: p.Evict, log: p.Log,
-		memory: m, want: want, how: how, failed: map[lb.Key]error{}}
+		noGUE: p.NoGUE, memory: m, want: want, how: how, failed: map[lb.Key]error{}}
 }
 
 // sweep ends, once after the start, the flows to backends that nobody knows any

@@ -39,6 +39,19 @@ func TestF90_MissingSchedulerQuarantinesOnlyItsServices(t *testing.T) {
 	}
 }
 
+// A kernel that takes IPIP in the place of GUE would send packets that no backend awaits.
+func TestKernelWithoutGUEQuarantinesOnlyItsServices(t *testing.T) {
+	h := newHarness(vs.NewFake())
+	p := h.proxier()
+	p.NoGUE = true
+	for range 2 {
+		h.sync(t, p, fresh, services("192.0.2.1:80 10.0.0.1:80 gue", "192.0.2.2:80 10.0.0.1:80 tunnel", "192.0.2.3:80 10.0.0.1:80"), "192.0.2.1:80")
+	}
+	if got := h.State(t); strings.Contains(got, "192.0.2.1:80") || !strings.Contains(got, "192.0.2.2:80") {
+		t.Errorf("is\n%s", got)
+	}
+}
+
 // A destination that the kernel refuses takes back what its service got before it.
 func TestB58_RefusedServiceGoesBackToWhatStood(t *testing.T) {
 	h := newHarness(vs.NewFake())

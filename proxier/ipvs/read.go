@@ -60,7 +60,7 @@ func (p *pass) read(ctx context.Context) error {
 		}
 	}
 	for svc := range p.want.All() {
-		if !seen[svc.Key] && (render(svc) != nil || validate(svc) != nil) {
+		if !seen[svc.Key] && (render(svc) != nil || p.validate(svc) != nil) {
 			m.odd[svc.Key] = nil
 		}
 	}
@@ -136,7 +136,7 @@ func (p *pass) tidy(ctx context.Context, seen map[lb.Key]bool) error {
 	var keys []lb.Key
 	for k := range p.owned {
 		svc := p.want.Get(k)
-		if made := render(svc) != nil && validate(svc) == nil; made || seen[k] {
+		if made := render(svc) != nil && p.validate(svc) == nil; made || seen[k] {
 			continue
 		}
 		stands, err := p.readServer(ctx, k)

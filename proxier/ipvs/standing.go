@@ -100,9 +100,12 @@ func destinationOf(s *lb.Service, b lb.Backend) vs.Destination {
 	return d
 }
 
-// validate says what IPVS cannot do of a service.
-func validate(s *lb.Service) error {
+// validate says what IPVS, or that of this kernel, cannot do of a service.
+func (p *pass) validate(s *lb.Service) error {
 	var errs []error
+	if p.noGUE && s.Forward == lb.ForwardTunnel && s.Tunnel.Type == lb.TunnelGUE {
+		errs = append(errs, errors.New(`this kernel has no tunnels of type gue (Linux 5.2 is the first); use tunnel = "ipip"`))
+	}
 	if p := s.Key.Protocol; p != lb.TCP && p != lb.UDP && p != lb.SCTP {
 		errs = append(errs, fmt.Errorf("%s is not served by ipvs mode; use tcp, udp or sctp", p))
 	}
