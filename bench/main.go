@@ -114,7 +114,7 @@ func bench(ctx context.Context, args []string) error {
 	failed := run.all(ctx)
 	text := run.results.table()
 	fmt.Print(text)
-	return errors.Join(failed, os.WriteFile(p.out+".md", []byte(text), 0o644), run.results.save(p.out+".json")) //nolint:gosec // as above
+	return errors.Join(failed, os.WriteFile(p.out+".md", []byte(text), 0o644), run.keep()) //nolint:gosec // as above
 }
 
 // parse reads the command line.

@@ -80,6 +80,9 @@ func (r *run) all(ctx context.Context) error {
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
+// keep saves what was measured so far: a run may take hours, and be stopped.
+func (r *run) keep() error { return r.results.save(r.out + ".json") }
+
 // cell is where in the table something belongs.
 type cell struct {
 	backend string

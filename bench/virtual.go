@@ -16,7 +16,7 @@ const (
 // virtual measures mode ipvs beside mode iptables with the legacy backend and beside
 // kube-proxy's way, all with the same services and the same changes, in turns.
 func (r *run) virtual(ctx context.Context, c cell) error {
-	loads := 2
+	loads := 1 // those of the session; hours else
 	if c.size <= 1000 {
 		loads = r.rounds
 	}
@@ -38,6 +38,9 @@ func (r *run) virtual(ctx context.Context, c cell) error {
 	r.results.Machine.Busy = max(r.results.Machine.Busy, quiet(ctx))
 	for _, kind := range []string{kindWeigh, kindGrow, kindReplace, kindAdd, kindRemove, kindNone} {
 		if err := s.changeVirtual(ctx, kind); err != nil {
+			return err
+		}
+		if err := r.keep(); err != nil {
 			return err
 		}
 	}
@@ -72,26 +75,28 @@ func (s *session) startVirtual(ctx context.Context, name string) error {
 	if err == nil && answer.Over {
 		err = errors.New("its load did not end in time; give more by LIMIT")
 	}
-	if err == nil {
-		s.take(partVirtualLoad, s.cell, name, answer)
+	if err != nil {
+		return err
 	}
-	return err
+	s.take(partVirtualLoad, s.cell, name, answer)
+	return s.keep()
 }
 
 // changeVirtual has the arms make changes of a kind in turns. In kube-proxy's way all
-// changes are alike, so it makes those of one kind alone.
+// changes are alike and take minutes, so it makes those of one kind alone: without
+// warming up, and a single one where there are many services.
 func (s *session) changeVirtual(ctx context.Context, kind string) error {
 	rounds := s.fewer(s.size)
 	for i, turn := range turns(len(s.arms), rounds+1) {
 		a, round := s.arms[turn], i/len(s.arms)
-		if a.name == armKube && kind != kindGrow {
+		if a.name == armKube && (kind != kindGrow || round > 0 && s.size > 1000) {
 			continue
 		}
 		answer, err := s.within(ctx, a, request{Op: "change", Kind: kind, Count: 1, Seed: uint64(round), Limit: s.limit}) //nolint:gosec // small
 		if err != nil {
 			return err
 		}
-		if round > 0 {
+		if round > 0 || a.name == armKube {
 			s.take(partVirtualChange+kind, s.cell, a.name, answer)
 		}
 	}
