@@ -21,9 +21,10 @@ build: ## build bin/vipd and the traffic generator bin/lossgen
 	@mkdir -p bin
 	go build -trimpath -o bin/ ./cmd/vipd ./internal/loss/cmd/lossgen
 
+# MODE=ipvs shows that mode, in the virtual machine: this machine's kernel may lack it.
 demo: build ## the main job with real packets, in network namespaces, under a minute (root)
-	@hack/setup demo
-	@hack/demo.sh bin
+	@hack/setup $(if $(filter ipvs,$(MODE)),vm,demo)
+	@$(if $(filter ipvs,$(MODE)),hack/vm run env MODE=ipvs RATE=20) hack/demo.sh bin
 
 test: ## all lanes: unit, kernel, vm; then the rows they prove (root)
 	@hack/setup test vm

@@ -6,8 +6,13 @@
 #   client 10.1.0.10 ---- lb ---- b1 10.2.0.11
 #          fd00:1::10          \- b2 10.2.0.12
 #
-# usage: hack/demo.sh DIR-WITH-THE-BINARIES
+# usage: [MODE=ipvs] hack/demo.sh DIR-WITH-THE-BINARIES
+#
+# Mode ipvs needs a kernel that has it; `make demo MODE=ipvs` runs this in the virtual
+# machine (hack/vm), which is slower: RATE is how many connections a second there are.
 set -euo pipefail
+mode=${MODE:-iptables}
+rate=${RATE:-200}
 
 bin=$(cd "$1" && pwd)
 dir=$(mktemp -d)
@@ -66,6 +71,9 @@ admin_socket = "$dir/vipd.sock"
 [sync]
 min_sync_period = "200ms"
 
+[proxy]
+mode = "$mode"
+
 [vip]
 allowed = ["192.0.2.0/24", "2001:db8::/64"]
 
@@ -97,7 +105,9 @@ EOF
 }
 
 vipd() { in_ns lb "$bin/vipd" "$1" -c "$dir/vipd.toml" "${@:2}"; }
-rules() { in_ns lb iptables-save; in_ns lb ip6tables-save; in_ns lb ipset list -n; in_ns lb ip -br addr show scope host; }
+rules() { in_ns lb iptables-save; in_ns lb ip6tables-save; in_ns lb ipset list -n; in_ns lb ip -br addr show scope host; virtual_servers; }
+# virtual_servers lists those of IPVS.
+virtual_servers() { if [ "$mode" = ipvs ]; then in_ns lb ipvsadm -S -n; fi; }
 rules >"$dir/rules.before" 2>/dev/null
 # load ARGS...: traffic from the client; the report stays in $dir/report.
 load() { show "lossgen run $*"; in_ns client "$bin/lossgen" run "$@" | tee "$dir/report" || fail "traffic was lost"; }
@@ -112,16 +122,16 @@ show "vipd check"; vipd check || fail "check"
 step "2. vipd run: VIPs on this host, rules in the kernel"
 ip netns exec "$tag-lb" "$bin/vipd" run -c "$dir/vipd.toml" >"$dir/vipd.log" 2>&1 &
 daemon=$!; pids+=("$daemon")
-for _ in $(seq 100); do
+for _ in $(seq 300); do
   if vipd status -o json 2>/dev/null | grep -q '"ready": true'; then break; fi
   sleep 0.1
 done
 show "vipd status"; vipd status || fail "vipd did not become ready"
 
 step "3. Requests spread by weight: b2 has twice the weight of b1; TCP and UDP, IPv4 and IPv6"
-load -target 192.0.2.10:80 -rate 200 -for 3s
+load -target 192.0.2.10:80 -rate "$rate" -for 3s
 [ "$(count connections b2)" -gt "$(count connections b1)" ] || fail "not spread by weight"
-load -target '[2001:db8::10]:80' -rate 200 -for 3s
+load -target '[2001:db8::10]:80' -rate "$rate" -for 3s
 [ "$(count connections b2)" -gt "$(count connections b1)" ] || fail "not spread by weight"
 load -target '192.0.2.10:53,[2001:db8::10]:53' -flows 30 -for 2s
 if [ "$(count datagrams b1)" -eq 0 ] || [ "$(count datagrams b2)" -eq 0 ]; then fail "UDP was not spread"; fi
@@ -146,27 +156,34 @@ vipd reload 2>&1 && fail "a broken file was accepted"
 vipd status | grep -q 'reload refused' || fail "status does not tell of the refused reload"
 config 5 active
 
-step "6. Draining b1 while a client keeps asking: 200 new connections a second, 20 long-lived ones"
+step "6. Draining b1 while a client keeps asking: $rate new connections a second, 20 long-lived ones"
 (sleep 2; config 5 draining; vipd reload >/dev/null) &
-pids+=($!)
-load -target '192.0.2.10:80' -rate 200 -hold 20 -for 5s
+reload=$!; pids+=("$reload")
+load -target '192.0.2.10:80' -rate "$rate" -hold 20 -for 8s
+wait "$reload" || fail "reload"
 lost=$(awk '$1 == "lost" { print $2 }' "$dir/report")
 echo "failed requests: $lost"
 [ "$lost" = 0 ] || fail "requests were lost"
 show "vipd status web"; vipd status web
-load -target '192.0.2.10:80' -rate 200 -for 1s
+load -target '192.0.2.10:80' -rate "$rate" -for 1s
 [ "$(count connections b1)" = "" ] || fail "a draining backend got a new connection"
 
-step "7. The rules of it (nat, IPv4)"
-show "iptables-save -t nat"; in_ns lb iptables-save -t nat | grep -E 'VIPD-' | cut -c1-150
+if [ "$mode" = ipvs ]; then
+  step "7. The virtual servers of it, and the sets of the door"
+  show "ipvsadm -L -n"; in_ns lb ipvsadm -L -n
+  show "ipset list vipd-open4"; in_ns lb ipset list vipd-open4
+else
+  step "7. The rules of it (nat, IPv4)"
+  show "iptables-save -t nat"; in_ns lb iptables-save -t nat | grep -E 'VIPD-' | cut -c1-150
+fi
 
 step "8. vipd stops: what it put in place goes on serving"
 kill "$daemon"; wait "$daemon" || fail "vipd did not end well"
-load -target '192.0.2.10:80' -rate 200 -for 1s
+load -target '192.0.2.10:80' -rate "$rate" -for 1s
 
 step "9. vipd cleanup: as if it had never been there"
 show "vipd cleanup"; vipd cleanup || fail "cleanup"
 rules >"$dir/rules.after" 2>/dev/null
-if grep -E 'VIPD-|vipd' "$dir/rules.after"; then fail "something of vipd is left"; fi
+if grep -E 'VIPD-|vipd|192\.0\.2\.' "$dir/rules.after"; then fail "something of vipd is left"; fi
 
 step "All of it held."

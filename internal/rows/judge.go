@@ -117,6 +117,9 @@ type Judged struct {
 	In    map[string]int // of them passed, by mode
 }
 
+// noMode counts the tests that are of no mode.
+const noMode = ""
+
 // Table is every row, judged, and the names that bear rows nobody knows.
 type Table struct {
 	Rows    []Judged
@@ -140,7 +143,11 @@ func Judge(all []Row, tests []*testrun.Test) Table {
 				t.Unknown = append(t.Unknown, fmt.Sprintf("%s %s: there is no row %s", test.Package, test.Name, id))
 			case test.Verdict == testrun.Pass && !family.skipped[testID{test.Package, test.Name}]:
 				j.Tests++
-				for _, m := range family.modesOf(test) {
+				modes := family.modesOf(test)
+				if len(modes) == 0 {
+					modes = []string{noMode}
+				}
+				for _, m := range modes {
 					j.In[m]++
 				}
 			case test.Verdict != testrun.Skip && test.Verdict != testrun.Pass:
@@ -165,10 +172,13 @@ func Judge(all []Row, tests []*testrun.Test) Table {
 }
 
 // shown tells whether tests have passed wherever they have to. What is a matter of one
-// mode alone any test of it shows.
+// mode alone a test shows that is of no mode, too.
 func (j *Judged) shown() bool {
-	if len(j.Modes) < 2 {
+	switch len(j.Modes) {
+	case 0:
 		return j.Tests > 0
+	case 1:
+		return j.In[j.Modes[0]]+j.In[noMode] > 0
 	}
 	return !slices.ContainsFunc(j.Modes, func(m string) bool { return j.In[m] == 0 })
 }

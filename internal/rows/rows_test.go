@@ -88,7 +88,7 @@ func TestJudgeByMode(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := []Row{{ID: "B1", Modes: each}, {ID: "B2", Modes: each}, {ID: "B3", Modes: each}, {ID: "F64", Modes: []string{"iptables"}}, {ID: "B5", Modes: each}, {ID: "B6", Modes: each},
-		{ID: "B7", Modes: each}, {ID: "B8"}, {ID: "B9", Modes: each}, {ID: "B10", Modes: each}}
+		{ID: "B7", Modes: each}, {ID: "B8"}, {ID: "B9", Modes: each}, {ID: "B10", Modes: each}, {ID: "F86", Modes: []string{"ipvs"}}}
 	says := func(mode string) []string { return []string{"    x_test.go:1: kerneltest: in ", "mode " + mode + "\n"} }
 	table := Judge(all, []*testrun.Test{
 		{Package: "vipd/e2e", Name: "TestB1_A", Verdict: testrun.Pass, Output: says("iptables")},
@@ -110,6 +110,7 @@ func TestJudgeByMode(t *testing.T) {
 		{Package: "vipd/vip", Name: "TestB8_A", Verdict: testrun.Pass, Output: says("iptables")}, // all of it is skipped
 		{Package: "vipd/vip", Name: "TestB8_A/ipvs", Verdict: testrun.Pass},
 		{Package: "vipd/vip", Name: "TestB8_A/ipvs/a", Verdict: testrun.Skip, Output: says("ipvs")},
+		{Package: "vipd/e2e", Name: "TestF86_A", Verdict: testrun.Pass, Output: says("iptables")},
 		{Package: "vipd/vip", Name: "TestB9_A", Verdict: testrun.Pass, Output: says("iptables")},
 		{Package: "vipd/vip", Name: "TestB9_A/ipvs", Verdict: testrun.Skip, Output: says("ipvs")},
 		{Package: "vipd/vip", Name: "TestB9_A/other", Verdict: testrun.Pass},
@@ -117,7 +118,7 @@ func TestJudgeByMode(t *testing.T) {
 	want := []string{"passed [2, iptables 1, ipvs 1]", "not yet [2, iptables 1, ipvs 0]", "passed [2, iptables 1, ipvs 1]",
 		"passed [1]", "FAILED [2, iptables 1, ipvs 0]", "not yet [1, iptables 1, ipvs 0]",
 		"passed [1, iptables 1, ipvs 1]", "not yet", "not yet [1, iptables 1, ipvs 0]",
-		"not yet [1, iptables 1, ipvs 0]"}
+		"not yet [1, iptables 1, ipvs 0]", "not yet [1]"}
 	for i, r := range table.Rows {
 		if got := string(r.State) + r.proof(); got != want[i] {
 			t.Errorf("row %s is %q, want %q", r.ID, got, want[i])
