@@ -64,7 +64,7 @@ func stranger(text string) []vs.Command {
 	s := svc(text)
 	all := []vs.Command{{Op: vs.AddServer, Server: serverOf(s)}}
 	for _, b := range s.Backends {
-		all = append(all, vs.Command{Op: vs.AddDestination, Server: serverOf(s), Destination: destinationOf(s, b)})
+		all = append(all, vs.Command{Op: vs.AddDestination, Server: serverOf(s), Destination: destinationOf(s, b, weights(s))})
 	}
 	return all
 }

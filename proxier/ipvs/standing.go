@@ -49,10 +49,10 @@ func render(s *lb.Service) *standing {
 	if s == nil {
 		return nil
 	}
-	to := make([]vs.Destination, 0, len(s.Backends))
+	to, weight := make([]vs.Destination, 0, len(s.Backends)), weights(s)
 	for _, b := range s.Backends {
 		if listed(s, b) {
-			to = append(to, destinationOf(s, b))
+			to = append(to, destinationOf(s, b, weight))
 		}
 	}
 	if len(to) == 0 {
@@ -82,10 +82,10 @@ func serverOf(s *lb.Service) vs.Server {
 }
 
 // destinationOf returns the destination that a backend is.
-func destinationOf(s *lb.Service, b lb.Backend) vs.Destination {
+func destinationOf(s *lb.Service, b lb.Backend, weight func(uint16) uint32) vs.Destination {
 	d := vs.Destination{Addr: b.Addr, Forward: vs.Masquerade}
 	if b.Usable() {
-		d.Weight = uint32(b.Weight)
+		d.Weight = weight(b.Weight)
 	}
 	switch s.Forward {
 	case lb.ForwardDR:
