@@ -294,3 +294,30 @@ func TestB63_UnknownOutcomeAfterARestartClosesNoDoor(t *testing.T) {
 		w.wants("recovered", "iptables 1:80 a*1 open", "iptables 3:80 c*1 open", "ipvs 2:80 b*1 open", "ipvs 4:80 d*1 open")
 	})
 }
+
+// A mode that cannot work at all is in everybody's sight and tried again for ever; the
+// other mode goes on, and so does what the one had in place.
+func TestF92_AModeThatGoesAwayIsCriticalAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, []string{"static"}, ipt, ipvs)
+		w.start()
+		w.says(svc("1:80 a*1"), inMode(svc("2:80 b*1"), ipvs))
+		w.wait(5 * time.Second)
+		w.inject(func() {
+			w.modes[ipvs].fail = errors.New("the kernel has no IPVS")
+			w.modes[ipvs].kernel = map[lb.Key]*lb.Service{}
+		})
+		w.says(svc("1:80 a*2"), inMode(svc("2:80 b*1"), ipvs))
+		w.wait(time.Hour)
+		w.wants("the other mode goes on", "iptables 1:80 a*2 open")
+		if s := w.r.Status(); s.Ready || !strings.Contains(s.Pass.Error, "mode ipvs: the kernel has no IPVS") {
+			t.Errorf("ready: %t, error %q", s.Ready, s.Pass.Error)
+		}
+		w.inject(func() { w.modes[ipvs].fail = nil })
+		w.wait(2 * lastRetry)
+		w.wants("back", "iptables 1:80 a*2 open", "ipvs 2:80 b*1 open")
+		if s := w.r.Status(); !s.Ready || s.Pass.Error != "" {
+			t.Errorf("ready: %t, error %q", s.Ready, s.Pass.Error)
+		}
+	})
+}

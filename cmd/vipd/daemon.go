@@ -184,7 +184,7 @@ func (d *daemon) Plan(ctx context.Context, files []config.File) (admin.Plan, err
 }
 
 func (d *daemon) planConfig(ctx context.Context, cfg *config.Config) (reconciler.Planned, error) {
-	if err := probe(ctx, d.host.tools, d.log); err != nil {
+	if err := d.host.probe(ctx, d.log); err != nil {
 		return reconciler.Planned{}, err
 	}
 	view := d.hub.View().Get().With(static.Name, staticSet(cfg, ""), staticPolicy(cfg), time.Now())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"vipd/config"
 	vs "vipd/internal/ipvs"
@@ -29,6 +30,7 @@ type host struct {
 	ipvs     vs.Support
 	line     *vs.Handle   // nil: no IPVS
 	settings *vs.Settings // of IPVS; nil: no IPVS
+	late     atomic.Bool  // the kernel has got IPVS since the start
 }
 
 // newHost makes the parts for this host. Nothing is changed yet, but that the module
@@ -86,6 +88,21 @@ func (h *host) findModes(ctx context.Context, cfg *config.Config, log *slog.Logg
 	}
 	return nil
 }
+
+// probe finds out, before another configuration comes into force, whether the host is
+// still what it was at the start. IPVS that came since is told of: to use it takes a
+// restart. IPVS that went is an error of the plan, which reads it.
+func (h *host) probe(ctx context.Context, log *slog.Logger) error {
+	if !h.ipvs.Yes {
+		found, err := vs.Probe(ctx)
+		if late := err == nil && found.Yes; late != h.late.Swap(late) && late {
+			log.Info(ipvsCame)
+		}
+	}
+	return probe(ctx, h.tools, log)
+}
+
+const ipvsCame = "The kernel has IPVS by now, which it lacked when vipd started; restart vipd to use it (connections live on)."
 
 // findTools finds the tools of iptables, and tries them out.
 func (h *host) findTools(ctx context.Context, cfg *config.Config, log *slog.Logger) (err error) {
@@ -162,6 +179,9 @@ func (h *host) describe(ctx context.Context, s *reconciler.Status) {
 	s.Findings = append(s.Findings, h.tools.Findings(ctx)...)
 	if h.settings != nil {
 		s.Findings = append(s.Findings, h.settings.Findings()...)
+	}
+	if h.late.Load() {
+		s.Findings = append(s.Findings, ipvsCame)
 	}
 }
 

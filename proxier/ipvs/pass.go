@@ -56,7 +56,11 @@ func (p *pass) run(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !p.memory.known || p.how.Fresh {
+	switch {
+	case p.memory.known && !p.how.Fresh:
+	case p.idle():
+		p.fresh = true
+	default:
 		if err := p.read(ctx); err != nil {
 			return fmt.Errorf("read the virtual servers: %w", err)
 		}
@@ -68,6 +72,15 @@ func (p *pass) run(ctx context.Context) error {
 	}
 	p.memory.applied = p.want
 	return nil
+}
+
+// idle reports whether nothing of ours stands nor is wanted. A host that has no use for
+// IPVS is not asked for it again and again.
+func (p *pass) idle() bool {
+	for range p.journal.Owned() {
+		return false
+	}
+	return p.memory.known && p.want.Len() == 0 && p.memory.applied.Len() == 0 && len(p.memory.odd) == 0
 }
 
 // changed returns the keys under which something else may have to stand, in order.
