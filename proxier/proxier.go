@@ -62,8 +62,8 @@ type Counter interface {
 type Count struct {
 	Service  lb.Key
 	Backend  netip.AddrPort
-	Active   uint32 // established; where conntrack tells it, beginning and half closed as well
-	Inactive uint32 // in any other state: ended, still remembered; and all flows of UDP
+	Active   uint32 // established
+	Inactive uint32 // in any other state: beginning, ending; in ipvs mode those that have ended, too; and all flows of UDP
 }
 
 // Drift is a change to our kernel objects that we did not make.

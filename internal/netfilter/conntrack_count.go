@@ -7,10 +7,11 @@ import (
 	"vipd/lb"
 )
 
-// FlowCount is how many flows there are.
+// FlowCount is how many flows there are. A TCP connection that both ends are done with
+// is none, though conntrack remembers it for two minutes (TIME_WAIT) or ten seconds (CLOSE).
 type FlowCount struct {
-	Active   uint32 // TCP connections that are being made, stand, or are half closed
-	Inactive uint32 // TCP connections that both ends are done with, and flows of other protocols
+	Active   uint32 // established TCP connections
+	Inactive uint32 // those that are being made, or that one end has closed; flows of other protocols
 }
 
 // CountFlows counts the flows that wanted names, in the network namespace of the
@@ -46,11 +47,7 @@ func countOnce(ctx context.Context, f filter, wanted map[Eviction]FlowCount) (ma
 	_, err := eachFlow(ctx, f, func(f *flow) error {
 		if e, ok := named(wanted, f); ok {
 			n := found[e]
-			if f.busy() {
-				n.Active++
-			} else {
-				n.Inactive++
-			}
+			n.add(f)
 			found[e] = n
 		}
 		return nil
@@ -68,8 +65,12 @@ func named[V any](wanted map[Eviction]V, f *flow) (e Eviction, found bool) {
 	return e, found
 }
 
-// busy reports whether f is a TCP connection on which data may yet pass. Unlike
-// alive it takes in one whose SYN has no answer yet.
-func (f *flow) busy() bool {
-	return f.orig.proto == lb.TCP && (f.alive() || f.tcpState == tcpSynSent || f.tcpState == tcpSynSent2)
+// add counts a flow.
+func (n *FlowCount) add(f *flow) {
+	switch {
+	case f.orig.proto == lb.TCP && f.tcpState == tcpEstablished:
+		n.Active++
+	case f.orig.proto != lb.TCP || f.alive() || f.tcpState == tcpSynSent || f.tcpState == tcpSynSent2:
+		n.Inactive++
+	}
 }

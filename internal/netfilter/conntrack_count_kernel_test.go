@@ -17,7 +17,7 @@ import (
 )
 
 // Connections are counted by service, backend and state: what stands, what is half
-// closed, what ended; those of another port, another backend or another way are not.
+// closed, but not what ended; those of another port, another backend or another way are not.
 //
 //lane:vm
 func TestFlowsAreCountedByServiceBackendAndState(t *testing.T) {
@@ -63,14 +63,14 @@ func TestFlowsAreCountedByServiceBackendAndState(t *testing.T) {
 		})
 		check(t, ends.(*net.TCPConn).CloseWrite())
 		readEnd(t, atEnds)
-		expect("half closed", map[Eviction]FlowCount{{tcp80, b1, ByNAT}: {Active: 2}})
+		expect("half closed", map[Eviction]FlowCount{{tcp80, b1, ByNAT}: {Active: 1, Inactive: 1}})
 		check(t, atEnds.Close())
 		readEnd(t, ends)
 		// The acknowledgement of the last FIN goes on its own.
-		l.eventually("the end of one is counted", func() bool {
+		l.eventually("one that has ended does not count", func() bool {
 			got, err := CountFlows(t.Context(), Eviction{tcp80, b1, ByNAT})
 			check(t, err)
-			return got[Eviction{tcp80, b1, ByNAT}] == FlowCount{Active: 1, Inactive: 1}
+			return got[Eviction{tcp80, b1, ByNAT}] == FlowCount{Active: 1}
 		})
 		exchange(t, stays, atStays)
 	})
@@ -96,7 +96,7 @@ func (l *flowLab) eventually(what string, holds func() bool) {
 }
 
 // A SYN that nobody answers yet is a connection.
-func TestASynWithoutAnAnswerIsActive(t *testing.T) {
+func TestASynWithoutAnAnswerCounts(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *flowLab) {
 		backend := l.at(0, 8080)
 		icmp := map[Family]string{IPv4: "iptables-nft", IPv6: "ip6tables-nft"}[FamilyOf(l.vip)]
@@ -115,7 +115,7 @@ func TestASynWithoutAnAnswerIsActive(t *testing.T) {
 		e := Eviction{l.key(80, lb.TCP), backend, ByNAT}
 		got, err := CountFlows(t.Context(), e)
 		check(t, err)
-		if (got[e] != FlowCount{Active: 1}) {
+		if (got[e] != FlowCount{Inactive: 1}) {
 			t.Errorf("%+v", got[e])
 		}
 		l.Backends[0].Run(t, icmp, "-F", "INPUT")

@@ -75,11 +75,12 @@ const (
 
 // States of enum tcp_conntrack, and flags of struct nf_ct_tcp_flags.
 const (
-	tcpSynSent  = 1
-	tcpSynRecv  = 2
-	tcpLastAck  = 6
-	tcpTimeWait = 7
-	tcpSynSent2 = 9
+	tcpSynSent     = 1
+	tcpSynRecv     = 2
+	tcpEstablished = 3
+	tcpLastAck     = 6
+	tcpTimeWait    = 7
+	tcpSynSent2    = 9 // SYNs of both ends have crossed
 
 	tcpFlagCloseInit = 0x04
 	tcpFlagLiberal   = 0x08

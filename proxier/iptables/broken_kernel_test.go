@@ -199,3 +199,51 @@ func killTool(t *testing.T, b netfilter.Backend) {
 		t.Error("nothing was killed")
 	}
 }
+
+// TestB59 has a tool refuse the rules of some of many services: what it cannot read
+// itself, and what only the kernel refuses, REJECT in table nat.
+func TestB59_F73_TheToolNamesTheGuilty(t *testing.T) {
+	for _, b := range []netfilter.Backend{netfilter.NFT, netfilter.Legacy} {
+		for name, edit := range map[string]string{
+			"by the tool":   `s/10\.66\./nonsense/`,
+			"by the kernel": `s/^-A \([^ ]*\) .*10\.66\..*/-A \1 -j REJECT/`,
+		} {
+			t.Run(string(b)+", refused "+name, func(t *testing.T) {
+				if kerneltest.Isolate(t) {
+					refuseSome(t, b, edit, name == "by the tool" || b == netfilter.NFT)
+				}
+			})
+		}
+	}
+}
+
+func refuseSome(t *testing.T, b netfilter.Backend, edit string, named bool) {
+	s := newShims(t, b)
+	h := harnessWith(t, netfilter.ToolOptions{Backend: b, Dirs: []string{s.dir}, Log: quietLog})
+	p := h.proxier()
+	n, bad := 100, 5
+	if !named {
+		n, bad = 16, 1
+	}
+	want, keys := guilty(t, n, bad)
+	good := want.Edit()
+	for _, key := range keys {
+		good.Delete(key)
+	}
+	s.spoil(fmt.Sprintf("runs=%s/runs; echo >> $runs; sed '%s' | $real \"$@\"; exit $?", s.dir, edit))
+	onlyFailed(t, "some are refused", p.Sync(t.Context(), want, prune), keys...)
+	runs, err := os.ReadFile(filepath.Join(s.dir, "runs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d guilty of %d: the tool ran %d times", bad, n, len(runs))
+	if named && len(runs) > 2*bad+6 {
+		t.Errorf("the tool ran %d times", len(runs))
+	}
+	s.mend()
+	for svc := range good.Snapshot().All() {
+		if got := h.Served(t, svc.Key); len(got) != 1 {
+			t.Errorf("%s is served by %v", svc.Key, got)
+		}
+	}
+}

@@ -24,13 +24,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // faults.
 type testKernel struct {
 	wholeKernel
-	others wholeKernel               // the same one, as somebody else writes to it
-	refuse func(script string) bool  // as iptables-restore does
-	before func(script string) error // an error that is no refusal, before the commit
-	after  func(script string) error // the same, after the commit took effect
-	watch  func()                    // called after each commit that took effect
+	others wholeKernel                // the same one, as somebody else writes to it
+	refuse func(script string) bool   // as iptables-restore does
+	before func(script string) error  // an error that is no refusal, before the commit
+	after  func(script string) error  // the same, after the commit took effect
+	watch  func()                     // called after each commit that took effect
+	names  func(script string) string // the line that the tool names when it refuses; nil: none
 
 	scripts []string
+	refused int // scripts
 	reads   int
 }
 
@@ -62,7 +64,12 @@ func (k *testKernel) Restore(ctx context.Context, script []byte) error {
 		}
 	}
 	if k.refuse != nil && k.refuse(string(script)) {
-		return &netfilter.RestoreError{Stderr: "refused by the test"}
+		k.refused++
+		err := &netfilter.RestoreError{Stderr: "refused by the test"}
+		if k.names != nil {
+			err.Text = k.names(string(script))
+		}
+		return err
 	}
 	if fake, ok := k.wholeKernel.(*fakeKernel); ok {
 		fake.ours = true

@@ -35,7 +35,8 @@
 // Traps:
 //   - A ":CHAIN" line of iptables-restore --noflush empties the chain, within the
 //     commit; "-X" of a chain that anything still leads to fails the commit.
-//   - One refused line refuses its whole commit, and earlier commits stand.
+//   - One refused line refuses its whole commit, and earlier commits stand. The tool
+//     names the line, but may lie: the service of it is tried alone before it is blamed.
 //   - A rule may be refused only because somebody flushed the table: so before a
 //     service is found guilty the kernel is read again.
 //   - A service whose repair is refused is applied and does not stand: it is among the

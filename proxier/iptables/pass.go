@@ -113,7 +113,7 @@ func (p *pass) sync(ctx context.Context) error {
 	if !refused(err) {
 		return p.unknown(err)
 	}
-	if err := p.bisect(ctx, changes); err != nil {
+	if err := p.blame(ctx, changes, err); err != nil {
 		return p.unknown(err)
 	}
 	return p.collect(ctx)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -32,8 +34,68 @@ func (e *entryError) Error() string {
 	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
 }
 
+// blame finds the changes that are refused alone, and puts all others in place. err
+// is what all of them together were refused with. Nothing is removed meanwhile.
+//
+// The tool names the line that was refused first, and that the service, which is tried
+// alone to make sure: two tries a guilty one. Where the line is of no service, as with
+// the legacy backend when not the tool but the kernel refuses, or the one it is of is
+// innocent, halves are tried.
+func (p *pass) blame(ctx context.Context, changes []change, err error) error {
+	writers := p.writers(changes)
+	for refused(err) {
+		c, found := writers[idOf(blamedChain(err))]
+		if !found {
+			return p.bisect(ctx, changes)
+		}
+		changes = slices.DeleteFunc(slices.Clone(changes), func(other change) bool { return other == c })
+		switch err = p.try(ctx, []change{c}, false); {
+		case refused(err):
+			err = p.condemn(ctx, c, err)
+		case err == nil:
+			return p.bisect(ctx, changes)
+		}
+		if err == nil {
+			err = p.try(ctx, changes, false)
+		}
+	}
+	return err
+}
+
+// writers returns the changes by the chains that they write.
+func (p *pass) writers(changes []change) map[chainID]change {
+	writers := make(map[chainID]change, len(changes))
+	for _, c := range changes {
+		if c.after == nil {
+			continue
+		}
+		if chains, err := p.memory.compile(c.after); err == nil {
+			for _, chain := range chains {
+				writers[chain.id] = c
+			}
+		}
+	}
+	return writers
+}
+
+// blamedChain returns the chain whose line the tool named, or "".
+func blamedChain(err error) string {
+	var r *netfilter.RestoreError
+	if !errors.As(err, &r) {
+		return ""
+	}
+	words := strings.Fields(r.Text)
+	switch {
+	case len(words) > 0 && words[0][0] == ':':
+		return words[0][1:]
+	case len(words) > 1 && words[0] == "-A":
+		return words[1]
+	}
+	return ""
+}
+
 // bisect tries changes, and when they are refused, halves of them, until those
-// that are refused alone are found. Nothing is removed meanwhile.
+// that are refused alone are found.
 func (p *pass) bisect(ctx context.Context, changes []change) error {
 	err := p.try(ctx, changes, false)
 	if !refused(err) || len(changes) == 0 {
@@ -46,8 +108,13 @@ func (p *pass) bisect(ctx context.Context, changes []change) error {
 		}
 		return p.bisect(ctx, changes[half:])
 	}
-	c := changes[0]
-	p.failed[c.key()] = failure{c.after, err}
+	return p.condemn(ctx, changes[0], err)
+}
+
+// condemn notes that a change was refused alone. What stood is repaired, if it does
+// not stand as it should, and can be.
+func (p *pass) condemn(ctx context.Context, c change, cause error) error {
+	p.failed[c.key()] = failure{c.after, cause}
 	if before := c.before; before != nil && before != c.after && p.damaged(before) {
 		if err := p.try(ctx, []change{{before, before}}, false); !refused(err) {
 			return err

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +13,8 @@ import (
 )
 
 // curse makes the kernel refuse the chains of some services, other ones at every
-// step, whether they come, change or are repaired, and sometimes every new set.
+// step, whether they come, change or are repaired, and sometimes every new set. The
+// tool does not always name the line that is refused.
 type curse struct {
 	*walker
 	chains map[string]bool
@@ -24,15 +26,13 @@ func newCurse(t *testing.T, seed uint64) *curse {
 	w := &walker{harness: newFakeHarness(), t: t, rng: rand.New(rand.NewPCG(seed, seed)), settled: map[lb.Key]*lb.Service{}, clients: clientMemory{}}
 	w.restart()
 	c := &curse{walker: w, chains: map[string]bool{}}
+	bad := func(line string) bool {
+		words := strings.Fields(line)
+		return len(words) > 3 && words[0] == "-A" && c.chains[words[1]] && words[3] != "comment" // an empty chain has that
+	}
 	for _, k := range w.kernels {
-		k.refuse = func(script string) bool {
-			for line := range strings.Lines(script) {
-				if words := strings.Fields(line); words[0] == "-A" && c.chains[words[1]] && words[3] != "comment" { // an empty chain has that
-					return true
-				}
-			}
-			return false
-		}
+		k.refuse = func(script string) bool { return slices.ContainsFunc(strings.Split(script, "\n"), bad) }
+		k.names = whim(w.rng, bad)
 	}
 	w.sets.(*netfilter.FakeSets).Fail = func(op, _ string) error {
 		if c.sets && op == "create" {
