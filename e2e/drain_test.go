@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"vipd/internal/loss"
@@ -42,6 +43,56 @@ func returns(w *world) {
 		}
 	}
 	lossless(w.t, "connections held meanwhile", held.Stop())
+}
+
+// drainsUntilIdle takes a backend away that has connections, and an hour of time. It
+// stays while one of them stands, and goes soon after the last has ended.
+func drainsUntilIdle(w *world) {
+	w.serveAll(8080)
+	web := service{name: "web", port: 80, more: []string{`drain_timeout = "1h"`}, backends: w.at(8080, 1, 2)}
+	w.run(web)
+	some, last := w.load(w.Client), w.load(w.Client)
+	var ends, stays []*loss.Held
+	for _, target := range targets(80) {
+		ends = append(ends, some.Hold(loss.Hold{Target: target, Count: 12}))
+		stays = append(stays, last.Hold(loss.Hold{Target: target, Count: 12, Every: 20 * time.Millisecond}))
+	}
+	web.backends = w.at(8080, 2)
+	w.change(web)
+	of := func(held ...*loss.Held) (n int) {
+		for _, h := range held {
+			n += h.By()["b1"]
+		}
+		return n
+	}
+	w.await("all connections are counted", func(s reconciler.Status) bool { return activeOf(s, w.at(8080, 1)) == of(ends...)+of(stays...) })
+	lossless(w.t, "some of the connections", some.Stop())
+	rest := of(stays...)
+	if rest == 0 {
+		w.t.Fatal("the backend that drains has no connection")
+	}
+	w.await("only the rest is counted", func(s reconciler.Status) bool { return activeOf(s, w.at(8080, 1)) == rest })
+	lossless(w.t, "the last connections, which a drained backend had to the end", last.Stop())
+	ended := time.Now()
+	w.await("the drain ends", func(s reconciler.Status) bool {
+		return !slices.ContainsFunc(w.at(8080, 1), func(b string) bool { return shows(s, "draining", b) })
+	})
+	w.t.Logf("%d connections drained; the drain ended %s after the last", rest, time.Since(ended).Round(time.Millisecond))
+	for _, target := range targets(80) {
+		w.answeredBy(w.Client, "tcp", target, "b2")
+	}
+}
+
+// activeOf adds up the connections to backends.
+func activeOf(s reconciler.Status, backends []string) (n int) {
+	for _, svc := range s.Services {
+		for _, b := range svc.Backends {
+			if b.Connections != nil && slices.Contains(backends, b.Addr.String()) {
+				n += int(b.Connections.Active)
+			}
+		}
+	}
+	return n
 }
 
 // reusesPorts is a client that connects from the same few ports again and again, while

@@ -43,6 +43,7 @@ var tour = []struct {
 	{"B35_ClientsOfARemovedBackendMoveAtOnce", affinityMoves},
 	{"B38_ARemovedBackendDrainsAndIsThenReset", drainsAndIsReset},
 	{"B38_ABackendDrainsUnderAffinity", drainsUnderAffinity},
+	{"B39_ADrainEndsWithTheLastConnection", drainsUntilIdle},
 	{"B40_B41_ABackendThatComesBackHasItsWeightAndItsConnections", returns},
 	{"B43_AClientThatReusesItsPortsSeesNoFault", reusesPorts},
 	{"B44_F83_AFlowMovesWhenItsBackendIsReplaced", flowMoves},
