@@ -35,7 +35,7 @@ func Probe(ctx context.Context) (Support, error) {
 		found, err = lookAt(ctx, err)
 	}
 	if errors.Is(err, ErrUnsupported) {
-		return Support{Reason: err.Error()}, nil
+		return Support{Reason: unsupported().Error()}, nil
 	}
 	if err != nil {
 		return Support{}, fmt.Errorf("find out whether the kernel has IPVS: %w", err)
