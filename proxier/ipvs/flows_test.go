@@ -121,10 +121,10 @@ func TestCountersFollowTheKernel(t *testing.T) {
 	}
 	h.sync(t, p, prune, []*lb.Service{s, other})
 	fake.Connect(s.Key, s.Backends[1].Addr, 3, 5)
-	lists := h.kernel.lists
+	lists := h.kernel.lists.Load()
 	counts, err := p.Counters(t.Context(), keys)
-	if err != nil || len(counts) != 2 || h.kernel.lists-lists != 1 {
-		t.Fatalf("%v, %v, after %d dumps", counts, err, h.kernel.lists-lists)
+	if err != nil || len(counts) != 2 || h.kernel.lists.Load()-lists != 1 {
+		t.Fatalf("%v, %v, after %d dumps", counts, err, h.kernel.lists.Load()-lists)
 	}
 	for _, c := range counts {
 		if c.Service != s.Key || (c.Backend == s.Backends[1].Addr) != (c.Active == 3 && c.Inactive == 5) {

@@ -45,9 +45,10 @@ type testKernel struct {
 
 	log *[]string // commands that took effect, and what happens to the journal
 
-	commands     int
-	dumps, lists int          // calls of Servers and Destinations
-	looks        atomic.Int32 // and of Server, which Watch makes, too
+	commands int
+	dumps    int          // calls of Servers
+	lists    atomic.Int32 // and of Destinations, which Watch makes, too
+	looks    atomic.Int32 // and of Server, likewise
 }
 
 func (k *testKernel) Do(ctx context.Context, commands []vs.Command) []error {
@@ -99,7 +100,7 @@ func (k *testKernel) Servers(ctx context.Context, each func(vs.Server) error) er
 }
 
 func (k *testKernel) Destinations(ctx context.Context, key lb.Key, each func(vs.Entry) error) error {
-	k.lists++
+	k.lists.Add(1)
 	return k.Kernel.Destinations(ctx, key, func(e vs.Entry) error {
 		if k.twice {
 			if err := each(e); err != nil {

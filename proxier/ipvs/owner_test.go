@@ -79,8 +79,8 @@ func TestF93_StrangersAreLeftAlone(t *testing.T) {
 	if got := h.sync(t, p, prune, want, "192.0.2.1:80"); strings.Contains(got, "192.0.2.1:80") {
 		t.Errorf("did %s", got)
 	}
-	if h.kernel.lists != 0 {
-		t.Errorf("the destinations of %d virtual servers were read, and none is ours", h.kernel.lists)
+	if h.kernel.lists.Load() != 0 {
+		t.Errorf("the destinations of %d virtual servers were read, and none is ours", h.kernel.lists.Load())
 	}
 	err := p.Sync(t.Context(), lb.NewSnapshot(want...), prune)
 	if err == nil || !strings.Contains(err.Error(), "ipvsadm -D -t 192.0.2.1:80") {

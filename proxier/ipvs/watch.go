@@ -3,6 +3,7 @@ package ipvs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	vs "vipd/internal/ipvs"
@@ -14,13 +15,16 @@ const (
 	// watchInterval is how often virtual servers are looked at: the kernel tells nobody
 	// when one is changed. So "ipvsadm -C" is found within a second.
 	watchInterval = 500 * time.Millisecond
-	// watchCount is how many are looked at each time, in turn: a message each. That one
+	// watchCount is how many are looked at each time, in turn: two messages each. That one
 	// of many alone is gone may be found by the pass that compares everything first.
-	watchCount = 100
+	watchCount = 50
+	// watchDestinations is how many destinations are looked at each time. Those of a
+	// virtual server that has more are compared by a pass alone.
+	watchDestinations = 500
 )
 
-// Watch implements proxier.Watcher. It looks at virtual servers, not at their
-// destinations, and tells of one of them at a time: the pass that follows reads all.
+// Watch implements proxier.Watcher. It tells of one virtual server at a time: the pass
+// that follows reads all.
 func (p *Proxier) Watch(ctx context.Context, drift func(proxier.Drift)) error {
 	ticks := time.NewTicker(watchInterval)
 	defer ticks.Stop()
@@ -31,10 +35,10 @@ func (p *Proxier) Watch(ctx context.Context, drift func(proxier.Drift)) error {
 			return nil
 		case <-ticks.C:
 		}
-		var servers []vs.Server
+		var all []*standing
 		var pass uint64
-		servers, next, pass = p.toWatch(next)
-		object, err := p.look(ctx, servers)
+		all, next, pass = p.toWatch(next)
+		object, err := p.look(ctx, all)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -49,7 +53,7 @@ func (p *Proxier) Watch(ctx context.Context, drift func(proxier.Drift)) error {
 // toWatch returns the next virtual servers as they should be, where to go on, and the
 // pass that left them so. While a pass is under way there is nothing to look at, nor
 // until one has repaired what was told of.
-func (p *Proxier) toWatch(from lb.Key) (servers []vs.Server, next lb.Key, pass uint64) {
+func (p *Proxier) toWatch(from lb.Key) (all []*standing, next lb.Key, pass uint64) {
 	if !p.mu.TryLock() {
 		return nil, from, 0
 	}
@@ -57,29 +61,53 @@ func (p *Proxier) toWatch(from lb.Key) (servers []vs.Server, next lb.Key, pass u
 	if p.drifted || !p.memory.known {
 		return nil, from, 0
 	}
+	destinations := 0
 	for svc := range p.memory.applied.From(from) {
-		if len(servers) == watchCount {
-			return servers, svc.Key, p.passes
+		stands := p.memory.stands(svc.Key)
+		if stands == nil {
+			continue
 		}
-		if stands := p.memory.stands(svc.Key); stands != nil {
-			servers = append(servers, stands.server)
+		if stands.watchable() {
+			destinations += len(stands.to)
 		}
+		if len(all) == watchCount || destinations > watchDestinations {
+			return all, svc.Key, p.passes
+		}
+		all = append(all, stands)
 	}
-	return servers, lb.Key{}, p.passes
+	return all, lb.Key{}, p.passes
 }
 
+// watchable reports whether its destinations are few enough to be looked at.
+func (s *standing) watchable() bool { return len(s.to) <= watchDestinations }
+
 // look returns the name of the first virtual server that is not as it should be.
-func (p *Proxier) look(ctx context.Context, servers []vs.Server) (object string, err error) {
-	for _, s := range servers {
-		is, found, err := p.Kernel.Server(ctx, s.Key)
+func (p *Proxier) look(ctx context.Context, all []*standing) (object string, err error) {
+	for _, s := range all {
+		is, found, err := p.Kernel.Server(ctx, s.server.Key)
+		same := found && is == s.server
+		if err == nil && same && s.watchable() {
+			same, err = p.sameDestinations(ctx, s)
+		}
 		if err != nil {
 			return "", err
 		}
-		if !found || is != s {
-			return "virtual server " + s.Key.String(), nil
+		if !same {
+			return "virtual server " + s.server.Key.String(), nil
 		}
 	}
 	return "", nil
+}
+
+// sameDestinations reports whether a virtual server has the destinations it should.
+func (p *Proxier) sameDestinations(ctx context.Context, s *standing) (bool, error) {
+	has := make(map[vs.Destination]bool, len(s.to))
+	err := p.Kernel.Destinations(ctx, s.server.Key, func(e vs.Entry) error {
+		has[e.Destination] = true
+		return nil
+	})
+	same := len(has) == len(s.to) && !slices.ContainsFunc(s.to, func(d vs.Destination) bool { return !has[d] })
+	return same, err
 }
 
 // tell reports whether what was found is worth telling: nothing of ours was written

@@ -93,6 +93,47 @@ func TestF86_ClearedTableIsSeenWithinASecond(t *testing.T) {
 	})
 }
 
+// What somebody does to a destination is seen as soon, unless the virtual server has very
+// many: then a pass finds it.
+func TestB61_WatchSeesDestinations(t *testing.T) {
+	fake := vs.NewFake()
+	watching(t, fake, func(h *harness, p *Proxier, drifts *heard) {
+		all := services("192.0.2.1:80 10.0.0.1:80 10.0.0.2:80*2", "192.0.2.2:80 10.0.0.1:80*draining", "192.0.2.3:53/udp 10.0.0.1:53 10.0.0.2:53*draining")
+		big := svc("192.0.2.9:80")
+		for i := range watchDestinations + 1 {
+			big.Backends = append(big.Backends, backend(fmt.Sprintf("10.1.%d.%d:80", i/200, i%200)))
+		}
+		all = append(all, big)
+		h.sync(t, p, prune, all)
+		rest(time.Minute)
+		if got := drifts.take(); got != "" {
+			t.Fatalf("told of %s, and nobody else did anything", got)
+		}
+		change := func(op vs.Op, service int, b string) vs.Command {
+			return vs.Command{Op: op, Server: serverOf(all[service]), Destination: destinationOf(all[service], backend(b), weights(all[service]))}
+		}
+		for _, step := range []struct {
+			command vs.Command
+			want    string
+		}{
+			{change(vs.EditDestination, 0, "10.0.0.2:80*3"), "192.0.2.1:80/tcp"},
+			{change(vs.DeleteDestination, 0, "10.0.0.1:80"), "192.0.2.1:80/tcp"},
+			{change(vs.AddDestination, 2, "10.0.0.3:53"), "192.0.2.3:53/udp"},
+			{change(vs.EditDestination, 1, "10.0.0.1:80"), "192.0.2.2:80/tcp"},
+			{change(vs.DeleteDestination, 3, "10.1.0.0:80"), ""},
+		} {
+			h.foreign(t, step.command)
+			rest(time.Second)
+			if got := strings.TrimPrefix(drifts.take(), "virtual server "); got != step.want {
+				t.Errorf("%s: told of %q, want %q", step.command, got, step.want)
+			}
+			if got := h.sync(t, p, fresh, all); got == "" {
+				t.Error("not repaired")
+			}
+		}
+	})
+}
+
 // However many there are, a look is bounded, and each is looked at in its turn.
 func TestWatchLooksAtEachInTurn(t *testing.T) {
 	fake := vs.NewFake()
