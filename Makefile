@@ -54,7 +54,7 @@ bench: build ## measure beside rules of kube-proxy's shape: a table, some 15 min
 	@go build -trimpath -o bin/ ./bench
 ifeq ($(MODE),ipvs)
 	@VM_MEMORY=4096 VM_TIMEOUT=10800 VM_OUT=.cache/results/ipvs hack/vm run sh -c 'bin/bench -backends ipvs -sizes "$(or $(SIZES),100 10000)" \
-		-limit $(or $(LIMIT),15m) $(if $(ROUNDS),-rounds $(ROUNDS)) -out $$VM_OUT/bench'
+		-limit $(or $(LIMIT),15m) $(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) -out $$VM_OUT/bench'
 else
 	@bin/bench $(if $(filter full,$(BENCH)),-full) $(if $(SIZES),-sizes "$(SIZES)") $(if $(BACKENDS),-backends "$(BACKENDS)") \
 		$(if $(ONLY),-only "$(ONLY)") $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(LIMIT),-limit $(LIMIT)) $(if $(OUT),-out $(OUT)) $(if $(JOIN),-join "$(JOIN)")

@@ -123,7 +123,7 @@ func parse(args []string) (p plan, err error) {
 	together := flags.String("join", "", "print the results of these .json files as one, and measure nothing")
 	sizes := flags.String("sizes", "", `numbers of services (default "100 1000 5000", with -full to 50000)`)
 	backends := flags.String("backends", nft+" "+legacy, "backends of iptables; or ipvs, which needs a kernel with IPVS")
-	only := flags.String("only", "", "parts to measure: load session stale memory (default all); of ipvs always all")
+	only := flags.String("only", "", "parts to measure: load session stale memory (default all); of ipvs: load session")
 	flags.BoolVar(&p.full, "full", false, "all sizes, ten minutes for one run of one thing")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds of everything that takes less than seconds")
 	flags.DurationVar(&p.limit, "limit", 0, "of one run of one thing (default 60s, with -full 10m)")
