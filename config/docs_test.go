@@ -121,7 +121,7 @@ var fence = regexp.MustCompile("(?s)```toml\n(.*?)```")
 // documents. A block without [vip] is a part of a file and gets one.
 func TestEveryExampleLoads(t *testing.T) {
 	blocks := map[string]string{}
-	for _, pattern := range []string{"../examples/*.toml", "../README.md", "../docs/*.md", "../docs/*/*.md"} {
+	for _, pattern := range []string{"../examples/*.toml", "../README.md", "../docs/*.md", "../docs/*/*.md", "../proxier/*/*.md"} {
 		names, _ := filepath.Glob(pattern)
 		for _, name := range names {
 			text := readText(t, name)
