@@ -67,6 +67,8 @@ func otherPort(w *world) {
 
 // TestB7 turns IPv6 off on the load balancer: nothing of that family can be put in
 // place then, and IPv4 must not care.
+//
+//lane:vm ipvs
 func TestB7_OneFamilyThatFailsDoesNotStopTheOther(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

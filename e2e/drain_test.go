@@ -83,6 +83,25 @@ func drainsUntilIdle(w *world) {
 	}
 }
 
+// flowsLeave takes a backend of flows away that has an hour to drain: they leave it at
+// once, and so does the status.
+func flowsLeave(w *world) {
+	w.serveAll(8080)
+	dns := w.dns(8080, 1)
+	dns.more = []string{`drain_timeout = "1h"`}
+	w.run(dns)
+	w.flowsTo("b1")
+	dns.backends = w.at(8080, 2)
+	w.change(dns)
+	w.flowsTo("b2")
+	s := w.await("rest", idle)
+	for _, backend := range w.at(8080, 1) {
+		if shows(s, "draining", backend) {
+			w.t.Errorf("a backend of flows drains: %+v", s.Services)
+		}
+	}
+}
+
 // activeOf adds up the connections to backends.
 func activeOf(s reconciler.Status, backends []string) (n int) {
 	for _, svc := range s.Services {

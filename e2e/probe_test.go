@@ -166,7 +166,7 @@ func (w *world) virtualServers() []string {
 	if kerneltest.Mode() != "ipvs" {
 		return nil
 	}
-	return strings.Split(strings.TrimSpace(w.LB.Run(w.t, "ipvsadm", "-S", "-n")), "\n")
+	return slices.DeleteFunc(strings.Split(w.LB.Run(w.t, "ipvsadm", "-S", "-n"), "\n"), func(s string) bool { return s == "" })
 }
 
 // differ returns the lines that went and came between two such states.

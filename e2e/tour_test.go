@@ -37,15 +37,18 @@ var tour = []struct {
 	{"B25_MasqueradeAlwaysNeverAuto", masquerades},
 	{"B26_ABackendReachesItselfThroughItsVIP", hairpin},
 	{"B27_TheHostIsAClientOfItsOwnVIPWithASourceThatCanBeAnswered", hostIsClient},
+	{"B29_MasqueradeTakesAnyPort", takesAnyPort},
 	{"B32_B37_AClientStaysWithItsBackendOverRestarts", affinityStays},
 	{"B33_AffinityExpires", affinityExpires},
 	{"B34_AffinityIsSwitchedByReloads", affinityIsSwitched},
 	{"B35_ClientsOfARemovedBackendMoveAtOnce", affinityMoves},
+	{"B36_TenThousandClientsStayAtTheSameTime", crowdStays},
 	{"B38_ARemovedBackendDrainsAndIsThenReset", drainsAndIsReset},
-	{"B38_ABackendDrainsUnderAffinity", drainsUnderAffinity},
-	{"B39_ADrainEndsWithTheLastConnection", drainsUntilIdle},
+	{"B38_F88_ABackendDrainsUnderAffinity", drainsUnderAffinity},
+	{"B39_F87_ADrainEndsWithTheLastConnection", drainsUntilIdle},
+	{"B39_FlowsLeaveABackendThatDrainsAtOnce", flowsLeave},
 	{"B40_B41_ABackendThatComesBackHasItsWeightAndItsConnections", returns},
-	{"B43_AClientThatReusesItsPortsSeesNoFault", reusesPorts},
+	{"B43_F94_AClientThatReusesItsPortsSeesNoFault", reusesPorts},
 	{"B44_F83_AFlowMovesWhenItsBackendIsReplaced", flowMoves},
 	{"B45_AFlowRecoversWhenBackendsCome", flowRecovers},
 	{"B46_WithoutBackendsAFlowIsRefusedAndNothingComesToTheOldOne", flowIsRefused},
@@ -57,6 +60,8 @@ var tour = []struct {
 }
 
 // TestTour goes through them all, or those alone whose names match $VIPD_TOUR.
+//
+//lane:vm ipvs
 func TestTour(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

@@ -31,6 +31,7 @@ func TestB52_InvalidPacketsOfBackendsResetNothing(t *testing.T) {
 	for _, masq := range []lb.Masquerade{always, never} {
 		t.Run(string(masq), func(t *testing.T) {
 			inLab(t, masq, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
+				kerneltest.InMode(t, "iptables")
 				stray(t, w, lab, p, translate(masq), func(_, backend *net.TCPConn) { strayFrom(t, lab.Backends[0], backend) })
 			})
 		})
@@ -40,6 +41,7 @@ func TestB52_InvalidPacketsOfBackendsResetNothing(t *testing.T) {
 // A stray segment of a client is dropped by the guard and not reset.
 func TestB52_InvalidPacketsOfClientsResetNothing(t *testing.T) {
 	inLab(t, never, 1, func(t *testing.T, w *world, lab *kerneltest.Lab, p place) {
+		kerneltest.InMode(t, "iptables")
 		stray(t, w, lab, p, translate(never), func(client, _ *net.TCPConn) { strayFrom(t, lab.Client, client) })
 	})
 }
