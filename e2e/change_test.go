@@ -18,10 +18,10 @@ func portsComeAndGo(w *world) {
 	w.run(first)
 	l := w.load(w.Client)
 	for _, target := range targets(80) {
-		l.Hold(loss.Hold{Target: target, Count: 4, Every: 10 * time.Millisecond})
-		l.Connect(loss.Connections{Target: target, Rate: 100})
+		l.Hold(loss.Hold{Target: target, Count: 4, Every: 50 * time.Millisecond})
+		l.Connect(loss.Connections{Target: target, Rate: fewer(100)})
 	}
-	for range 3 {
+	for range max(1, fewer(3)) {
 		w.change(first, second)
 		w.answeredBy(w.Client, "tcp", targets(81)[0], "b1", "b2")
 		w.change(first)
@@ -40,7 +40,7 @@ func upAndDown(w *world) {
 		other[i] = addrPort(two.vips[i], 80)
 	}
 	w.run(keeper, one)
-	for range 3 {
+	for range max(1, fewer(3)) {
 		for i, target := range targets(80) {
 			w.answeredBy(w.Client, "tcp", target, "b1")
 			w.unreachable(other[i])
@@ -61,7 +61,7 @@ func upAndDown(w *world) {
 func madeAgain(w *world) {
 	w.serveAll(8080)
 	keeper := service{name: "keeper", vips: []string{"192.0.2.99"}, port: 80, backends: w.at(8080, 1)[:1]}
-	for round, b := range []int{1, 2, 1, 2} {
+	for round, b := range []int{1, 2, 1, 2}[:max(2, fewer(4))] {
 		tcp := service{name: "web", port: 80, backends: w.at(8080, b)}
 		udp := service{name: "dns", port: 80, protocol: "udp", backends: w.at(8080, b)}
 		if round == 0 {
@@ -88,7 +88,7 @@ func madeAgain(w *world) {
 func inForceWhenReloaded(w *world) {
 	w.serveAll(8080)
 	w.run(service{name: "web", port: 80, backends: w.at(8080, 1)})
-	for _, b := range []int{2, 1, 2, 1} {
+	for _, b := range []int{2, 1, 2, 1}[:max(2, fewer(4))] {
 		begin := time.Now()
 		w.change(service{name: "web", port: 80, backends: w.at(8080, b)})
 		took := time.Since(begin)
@@ -118,7 +118,7 @@ func drainsAndIsReset(w *world) {
 	}
 	fresh := w.load(w.Client)
 	for _, target := range targets(80) {
-		fresh.Connect(loss.Connections{Target: target, Rate: 100})
+		fresh.Connect(loss.Connections{Target: target, Rate: fewer(100)})
 	}
 	standing := func(backend string) (n int) {
 		for _, h := range handles {

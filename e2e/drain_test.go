@@ -128,7 +128,7 @@ func reusesPorts(w *world) {
 			for _, n := range now {
 				there[w.Backends[n-1].Name] = true
 			}
-			for port := range 8 {
+			for port := range max(3, fewer(8)) {
 				for _, target := range targets(80) {
 					a, err := loss.Request{In: w.Client.Do, Network: "tcp", Target: target, Port: uint16(6000 + port)}.Ask(w.t.Context())
 					if asked++; err == nil && !there[a.Backend] {
@@ -141,5 +141,5 @@ func reusesPorts(w *world) {
 			}
 		}
 	}
-	w.t.Logf("%d connections from 8 ports", asked)
+	w.t.Logf("%d connections from few ports", asked)
 }

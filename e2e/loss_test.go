@@ -101,7 +101,6 @@ func (f *farm) nothingLost(what string) {
 	lossless(f.t, what+": the services that did not", f.steady.Stop())
 }
 
-//lane:vm ipvs
 func TestB16_ReloadsThatChangeBackendsLoseNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -122,8 +121,6 @@ func TestB16_ReloadsThatChangeBackendsLoseNothing(t *testing.T) {
 
 // TestB63 kills vipd at random moments, most of them within a pass, and starts it
 // with another configuration than the one it died over.
-//
-//lane:vm ipvs
 func TestB63_F75_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

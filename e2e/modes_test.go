@@ -21,8 +21,6 @@ func inMode(mode, text string) string {
 // TestB65_F60 moves services between the modes under a load: one service by a mode of
 // its own, all of them by a restart with another mode, there and back. No connection is
 // lost, and nothing of the old mode is left.
-//
-//lane:vm ipvs
 func TestB65_F60_AMoveBetweenModesLosesNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

@@ -105,7 +105,6 @@ func restartWritesNothing(w *world) {
 }
 
 //lane:vm
-//lane:vm ipvs
 func TestB66_F151_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

@@ -60,8 +60,6 @@ var tour = []struct {
 }
 
 // TestTour goes through them all, or those alone whose names match $VIPD_TOUR.
-//
-//lane:vm ipvs
 func TestTour(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return

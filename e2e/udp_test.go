@@ -131,7 +131,7 @@ func twoUDPServices(w *world) {
 	}
 	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 100 })
 	before := w.entryIDs("udp", "dport=54")
-	for _, b := range []int{2, 1, 2, 1} {
+	for _, b := range []int{2, 1, 2, 1}[:max(2, fewer(4))] {
 		w.change(other, w.dns(8080, b))
 		w.flowsTo(w.Backends[b-1].Name)
 	}
@@ -150,7 +150,7 @@ func restartKeepsEntries(w *world) {
 	}
 	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 200 })
 	before := w.entryIDs("udp", "dport=53")
-	for i := range 4 {
+	for i := range max(2, fewer(4)) {
 		if i%2 == 0 {
 			w.stop()
 		} else {
@@ -160,6 +160,6 @@ func restartKeepsEntries(w *world) {
 	}
 	total := l.Report().Datagrams.Total
 	w.eventually("the flows go on", func() bool { return l.Report().Datagrams.Total > total+200 })
-	lossless(w.t, "over four restarts", l.Stop())
+	lossless(w.t, "over restarts", l.Stop())
 	w.sameEntries(before, w.entryIDs("udp", "dport=53"))
 }

@@ -58,7 +58,7 @@ func affinityIsSwitched(w *world) {
 		column string
 	}{{`affinity_timeout = "1h"`, time.Hour, " 1h "}, {`affinity_timeout = "90m"`, 90 * time.Minute, " 1h30m "}} {
 		w.write(config(with(step.word)))
-		if plan := w.must(2, "plan"); !strings.Contains(plan, "vipd-") {
+		if plan := w.must(2, "plan"); !strings.Contains(plan, "vipd-") && !strings.Contains(plan, fmt.Sprintf(" -p %.0f\n", step.want.Seconds())) {
 			w.t.Errorf("the plan does not tell of %s:\n%s", step.word, plan)
 		}
 		w.must(0, "reload")
