@@ -291,6 +291,14 @@ func touchChanged(old, now Source, keys map[lb.Key]bool) {
 	}
 }
 
+// Unserved returns how many entries Problems yields.
+func (m *Memo) Unserved() (n int) {
+	for _, p := range m.problems {
+		n += len(p)
+	}
+	return n
+}
+
 // Problems yields the entries that are not served, and why, in order.
 func (m *Memo) Problems() iter.Seq2[lb.Key, Problem] {
 	return func(yield func(lb.Key, Problem) bool) {

@@ -102,6 +102,7 @@ type Reconciler struct {
 	memo     *desired.Memo
 	stages   stages // the door is the stage without a name
 	pass     PassStatus
+	unserved int // entries, as they were told of last
 	view     *discovery.View
 }
 

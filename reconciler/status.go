@@ -206,6 +206,23 @@ func (r *Reconciler) note(view *discovery.View, how proxier.How, o outcome, chan
 	case changed > 0 || before.Error != "" || before.Count == 0:
 		r.log.Info("in place", "services", r.memo.Len(), "changed", changed, "took", end.Sub(start).Round(time.Microsecond))
 	}
+	r.tellUnserved()
+}
+
+// tellUnserved logs that entries of the sources are not served, once for as long as they
+// are as many. r.mu is held.
+func (r *Reconciler) tellUnserved() {
+	n := r.memo.Unserved()
+	if n == r.unserved {
+		return
+	}
+	r.unserved = n
+	for k, p := range r.memo.Problems() {
+		r.log.Warn("entries of the sources are not served; vipd status names them all",
+			"count", n, "first", k, "name", p.Name, "source", p.Source, "reason", p.Reason)
+		return
+	}
+	r.log.Info("all entries of the sources are served")
 }
 
 func (r *Reconciler) setStateError(err error) {

@@ -192,6 +192,18 @@ func TestApplyChangesTheSettingsWithAPass(t *testing.T) {
 		if p := w.r.Status().Problems; len(p) != 1 || !strings.Contains(p[0].Reason, "allowed") {
 			t.Errorf("problems %+v", p)
 		}
+		if got := strings.Count(w.diary.String(), "entries of the sources are not served"); got != 1 {
+			t.Errorf("told %d times, want once:\n%s", got, &w.diary)
+		}
+		if err := w.r.Apply(t.Context(), w.s); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.r.Await(t.Context(), func(*discovery.View) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(w.diary.String(), "all entries of the sources are served") {
+			t.Errorf("not told that all is well again:\n%s", &w.diary)
+		}
 	})
 }
 

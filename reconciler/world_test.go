@@ -44,6 +44,25 @@ type world struct {
 	watches map[lb.Mode]proxier.Proxier // in place of a mode of the host
 	stop    func()
 	s       Settings
+	diary   diary
+}
+
+// diary is a log that is read while it is written.
+type diary struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (d *diary) Write(b []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.Write(b)
+}
+
+func (d *diary) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.String()
 }
 
 // newWorld returns a world of sources that have not spoken and one mode or more.
@@ -114,7 +133,7 @@ func (w *world) options() Options {
 	maps.Copy(proxiers, w.watches)
 	return Options{
 		Settings: w.s, Views: w.views, Memo: memo, Restored: restored, Door: fakeDoor{w.host},
-		Proxiers: proxiers, Recorder: w.host, Log: slog.New(slog.DiscardHandler),
+		Proxiers: proxiers, Recorder: w.host, Log: slog.New(slog.NewTextHandler(&w.diary, nil)),
 	}
 }
 
