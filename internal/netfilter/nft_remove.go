@@ -1,6 +1,8 @@
 package netfilter
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -26,16 +28,31 @@ const removeMessages = 500
 const maxNamed = 5
 
 // Apply makes a repair. Chains that cannot be removed by the script, for rules lead to
-// them that it does not name, go over netlink with the nft backend.
+// them that it does not name, go over netlink with the nft backend. With the legacy one
+// they stay, empty and without our jumps, and the error is that of the script.
 func (t *Tool) Apply(ctx context.Context, r Repair) error {
 	if len(r.Script) > 0 {
 		err := t.Restore(ctx, r.Script)
 		var refused *RestoreError
-		if len(r.gone) == 0 || t.backend == Legacy || !errors.As(err, &refused) {
+		if len(r.gone) == 0 || !errors.As(err, &refused) {
 			return err
+		}
+		if t.backend == Legacy {
+			return cmp.Or(t.Restore(ctx, withoutRemoval(r.Script)), err)
 		}
 	}
 	return t.removeChains(ctx, r.table, func(chain string) bool { return slices.Contains(r.gone, chain) })
+}
+
+// withoutRemoval returns a script that keeps the chains it would remove.
+func withoutRemoval(script []byte) []byte {
+	var kept []byte
+	for line := range bytes.Lines(script) {
+		if !bytes.HasPrefix(line, []byte("-X ")) {
+			kept = append(kept, line...)
+		}
+	}
+	return kept
 }
 
 // RemoveOwn removes all chains of ours from a table, and the rules that lead to them,

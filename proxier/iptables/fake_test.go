@@ -108,6 +108,19 @@ func respell(rules []string) []string {
 	return out
 }
 
+// Leading finds the rules in chains that are not ours.
+func (k *fakeKernel) Leading(ctx context.Context, name string) (netfilter.Leading, error) {
+	l := netfilter.Leading{}
+	for chain, rules := range k.own {
+		for _, r := range rules {
+			if to := netfilter.Target(r); strings.HasPrefix(to, netfilter.ChainPrefix) && !strings.HasPrefix(chain, netfilter.ChainPrefix) {
+				l[to] = append(l[to], "iptables -t "+name+" -D "+chain+" "+r)
+			}
+		}
+	}
+	return l, ctx.Err()
+}
+
 // commitChains is how many chains a commit to a fakeKernel may name.
 const commitChains = 500
 
@@ -321,7 +334,8 @@ func (d deadKernel) ReadChains(context.Context, string, ...string) (netfilter.Ta
 func (d deadKernel) Since(context.Context, uint32, string) (netfilter.Since, error) {
 	return netfilter.Since{}, d.err
 }
-func (d deadKernel) Restore(context.Context, []byte) error { return d.err }
+func (d deadKernel) Restore(context.Context, []byte) error                      { return d.err }
+func (d deadKernel) Leading(context.Context, string) (netfilter.Leading, error) { return nil, d.err }
 func (d deadKernel) Apply(context.Context, netfilter.Repair) error {
 	return d.err
 }

@@ -29,6 +29,8 @@ type kernel interface {
 	Apply(ctx context.Context, r netfilter.Repair) error
 	// Test checks a script as Restore would read it, and applies nothing.
 	Test(ctx context.Context, script []byte) error
+	// Leading returns the rules of others that lead to chains of ours.
+	Leading(ctx context.Context, table string) (netfilter.Leading, error)
 	// CommitChains returns how many chains one commit may name.
 	CommitChains() int
 }
@@ -60,10 +62,11 @@ type pass struct {
 	fresh      bool
 	entered    bool // not fresh, but the way in was read and is to be repaired
 	list       netfilter.Listing
-	entry      netfilter.Table // the text of the way in
-	linked     map[lb.Key]bool // services that the kernel led to before the pass
-	mended     bool            // the skeleton was repaired
-	applied    []change        // what is in place by now
+	entry      netfilter.Table   // the text of the way in
+	linked     map[lb.Key]bool   // services that the kernel led to before the pass
+	mended     bool              // the skeleton was repaired
+	leading    netfilter.Leading // for errors; nil: not read
+	applied    []change          // what is in place by now
 	failed     map[lb.Key]failure
 	kept       map[lb.Key]*lb.Service // services that would go, but may not yet
 	written    int                    // commits
@@ -353,7 +356,7 @@ func (p *pass) commit(ctx context.Context, c commit) error {
 		}
 		err := write()
 		if refused(err) && !c.repair.Empty() {
-			return &entryError{p.family, err}
+			return p.refusedEntry(ctx, err)
 		}
 		if err != nil {
 			return fmt.Errorf("%s table %s: %w", p.family, table, err)

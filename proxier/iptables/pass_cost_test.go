@@ -39,8 +39,9 @@ func (k *nullKernel) Restore(_ context.Context, script []byte) error {
 func (k *nullKernel) Apply(ctx context.Context, r netfilter.Repair) error {
 	return k.Restore(ctx, r.Script)
 }
-func (k *nullKernel) Test(context.Context, []byte) error { return nil }
-func (k *nullKernel) CommitChains() int                  { return 500 }
+func (k *nullKernel) Leading(context.Context, string) (netfilter.Leading, error) { return nil, nil }
+func (k *nullKernel) Test(context.Context, []byte) error                         { return nil }
+func (k *nullKernel) CommitChains() int                                          { return 500 }
 
 // costOf is what a pass with one change takes, on average.
 type costOf struct {

@@ -27,11 +27,34 @@ func refused(err error) bool {
 // be bisected, so it does not unwrap to the RestoreError.
 type entryError struct {
 	family netfilter.Family
+	advice string
 	cause  error
 }
 
 func (e *entryError) Error() string {
-	return fmt.Sprintf("%s table %s: the way into our chains: %v", e.family, table, e.cause)
+	return fmt.Sprintf("%s table %s: the way into our chains: %v%s", e.family, table, e.cause, e.advice)
+}
+
+// refusedEntry returns the error of a skeleton that was refused. That it cannot be
+// removed is because of a rule that leads to it.
+func (p *pass) refusedEntry(ctx context.Context, cause error) error {
+	e := &entryError{family: p.family, cause: cause}
+	if !p.skeletonWanted() {
+		e.advice = "; " + p.advice(ctx, chainService)
+	}
+	return e
+}
+
+// advice says what to do for a chain that cannot be removed. The table is read once.
+func (p *pass) advice(ctx context.Context, chain string) string {
+	if p.leading == nil {
+		l, err := p.kernel.Leading(ctx, table)
+		if err != nil {
+			l = netfilter.Leading{} // the advice is less precise then
+		}
+		p.leading = l
+	}
+	return p.leading.Advice(chain)
 }
 
 // blame finds the changes that are refused alone, and puts all others in place. err

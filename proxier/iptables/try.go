@@ -347,7 +347,7 @@ func (p *pass) remove(ctx context.Context, names []string) error {
 		return p.unknown(err)
 	}
 	if len(names) == 1 {
-		return fmt.Errorf("chain %s cannot be removed; remove the rule that leads to it: %w", names[0], err)
+		return fmt.Errorf("chain %s cannot be removed: %w; %s", names[0], err, p.advice(ctx, names[0]))
 	}
 	half := len(names) / 2
 	if err = p.remove(ctx, names[:half]); p.memory.have == nil {
