@@ -28,11 +28,11 @@ func at(title, part, arm, name, unit string, p float64) column {
 	return column{title, func(r *results, c cell) string { return number(percentile(r.samples(part, c, arm, name), p), unit) }}
 }
 
-// ratio shows how often one arm's figure goes into that of another, measured next
+// ratio shows how often the figure of vipd goes into that of another arm, measured next
 // to each other.
-func ratio(title, part, name, arm, other string) column {
+func ratio(title, part, name, other string) column {
 	return column{title, func(r *results, c cell) string {
-		return spread(ratios(r.samples(part, c, other, name), r.samples(part, c, arm, name)), "x")
+		return spread(ratios(r.samples(part, c, other, name), r.samples(part, c, armTree, name)), "x")
 	}}
 }
 
@@ -47,7 +47,7 @@ func sections() []section {
 		{"Cold load: from the start to the last answer of the kernel", []column{
 			of("vipd: rules", "load", armTree, "sync", "s"), of("vipd: VIPs and guard", "load", armTree, "door", "s"),
 			of("vipd: all", "load", armTree, "total", "s"), of("linear", "load", armLinear, "total", "s"),
-			ratio("linear / vipd", "load", "total", armTree, armLinear)}},
+			ratio("linear / vipd", "load", "total", armLinear)}},
 	}
 	for _, kind := range []struct{ kind, title string }{
 		{kindReplace, "One change: a backend replaced"}, {kindAdd, "One change: a service more"}, {kindRemove, "One change: a service less (until it is refused)"},
@@ -55,7 +55,7 @@ func sections() []section {
 		part := "change " + kind.kind
 		list = append(list, section{kind.title, []column{
 			of("vipd: all", part, armTree, "total", "s"), of("vipd: rules", part, armTree, "sync", "s"),
-			of("linear", part, armLinear, "total", "s"), ratio("linear / vipd", part, "total", armTree, armLinear)}})
+			of("linear", part, armLinear, "total", "s"), ratio("linear / vipd", part, "total", armLinear)}})
 	}
 	list = append(list,
 		section{"vipd's own part of one change (a backend replaced)", []column{

@@ -5,7 +5,7 @@ func virtualSections() []section {
 	list := []section{{"Mode ipvs, cold load: vipd, kube-proxy's way, and mode iptables with the legacy backend", []column{
 		of("vipd: virtual servers", partVirtualLoad, armTree, "sync", "s"), of("messages", partVirtualLoad, armTree, "messages", ""),
 		of("kube-proxy", partVirtualLoad, armKube, "sync", "s"), of("messages", partVirtualLoad, armKube, "messages", ""),
-		ratio("kube-proxy / vipd", partVirtualLoad, "sync", armTree, armKube), of("legacy: rules", partVirtualLoad, armRules, "sync", "s"),
+		ratio("kube-proxy / vipd", partVirtualLoad, "sync", armKube), of("legacy: rules", partVirtualLoad, armRules, "sync", "s"),
 		of("vipd: VIPs and guard", partVirtualLoad, armTree, "door", "s")}}}
 	for _, kind := range []struct{ kind, title string }{
 		{kindGrow, "Mode ipvs, one change: a backend more"}, {kindWeigh, "Mode ipvs, one change: another weight"},
@@ -16,7 +16,7 @@ func virtualSections() []section {
 		columns := []column{
 			of("vipd: virtual servers", part, armTree, "sync", "s"), of("messages", part, armTree, "messages", ""), of("vipd: all", part, armTree, "total", "s"),
 			of("legacy: rules", part, armRules, "sync", "s"), of("legacy: all", part, armRules, "total", "s"),
-			ratio("rules / virtual servers", part, "sync", armTree, armRules), ratio("all / all", part, "total", armTree, armRules)}
+			ratio("rules / virtual servers", part, "sync", armRules), ratio("all / all", part, "total", armRules)}
 		if kind.kind == kindGrow {
 			columns = append(columns, of("kube-proxy", part, armKube, "sync", "s"), of("messages", part, armKube, "messages", ""))
 		}
