@@ -104,7 +104,7 @@ func drainsUnderAffinity(w *world) {
 	w.run(w.affine("1h", long, 1))
 	held := w.load(w.Client)
 	for _, target := range targets(80) {
-		held.Hold(loss.Hold{Target: target, Count: 4, Every: 20 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 4, Every: slower(20 * time.Millisecond)})
 	}
 	w.change(w.affine("1h", long, 2))
 	for _, target := range targets(80) {

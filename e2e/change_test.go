@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ func portsComeAndGo(w *world) {
 	w.run(first)
 	l := w.load(w.Client)
 	for _, target := range targets(80) {
-		l.Hold(loss.Hold{Target: target, Count: 4, Every: 50 * time.Millisecond})
+		l.Hold(loss.Hold{Target: target, Count: 4, Every: slower(50 * time.Millisecond)})
 		l.Connect(loss.Connections{Target: target, Rate: fewer(100)})
 	}
 	for range max(1, fewer(3)) {
@@ -105,15 +106,15 @@ func inForceWhenReloaded(w *world) {
 // drainsAndIsReset takes a backend away under load. With drain_timeout its established
 // connections live on for that long and are then reset, busy ones and idle ones.
 func drainsAndIsReset(w *world) {
-	const drain = 2 * time.Second
+	drain := slower(2 * time.Second)
 	w.serveAll(8080)
-	web := service{name: "web", port: 80, more: []string{`drain_timeout = "2s"`}, backends: w.at(8080, 1, 2)}
+	web := service{name: "web", port: 80, more: []string{fmt.Sprintf("drain_timeout = %q", drain)}, backends: w.at(8080, 1, 2)}
 	w.run(web)
 	held := w.load(w.Client)
 	var handles []*loss.Held
 	for _, target := range targets(80) {
 		handles = append(handles,
-			held.Hold(loss.Hold{Target: target, Count: 8, Every: 20 * time.Millisecond}),
+			held.Hold(loss.Hold{Target: target, Count: 8, Every: slower(20 * time.Millisecond)}),
 			held.Hold(loss.Hold{Target: target, Count: 8}))
 	}
 	fresh := w.load(w.Client)
@@ -142,7 +143,7 @@ func drainsAndIsReset(w *world) {
 		w.t.Errorf("status does not show the draining backend: %+v", s.Services)
 	}
 	w.eventually("the drained connections end", func() bool { return standing("b1") == 0 })
-	if took := time.Since(removed); took < drain || took > drain+10*time.Second {
+	if took := time.Since(removed); took < drain || took > drain+slower(10*time.Second) {
 		w.t.Errorf("the drained connections ended after %s, want %s", took, drain)
 	}
 	for _, h := range handles {

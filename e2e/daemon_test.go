@@ -87,7 +87,7 @@ func newDaemon(t *testing.T) *daemon {
 		}
 		if t.Failed() {
 			text, _ := os.ReadFile(d.log)
-			t.Logf("the log of vipd (its end):\n%s", text[max(0, len(text)-6000):])
+			t.Logf("the log of vipd (its end):\n%s", text[max(0, len(text)-12000):])
 		}
 	})
 	return d

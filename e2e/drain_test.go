@@ -21,7 +21,7 @@ func returns(w *world) {
 	w.run(web)
 	held := w.load(w.Client)
 	for _, target := range targets(80) {
-		held.Hold(loss.Hold{Target: target, Count: 6, Every: 20 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 6, Every: slower(20 * time.Millisecond)})
 	}
 	for _, killed := range []bool{false, true} {
 		w.change(less)
@@ -55,7 +55,7 @@ func drainsUntilIdle(w *world) {
 	var ends, stays []*loss.Held
 	for _, target := range targets(80) {
 		ends = append(ends, some.Hold(loss.Hold{Target: target, Count: 12}))
-		stays = append(stays, last.Hold(loss.Hold{Target: target, Count: 12, Every: 20 * time.Millisecond}))
+		stays = append(stays, last.Hold(loss.Hold{Target: target, Count: 12, Every: slower(20 * time.Millisecond)}))
 	}
 	web.backends = w.at(8080, 2)
 	w.change(web)

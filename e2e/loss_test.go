@@ -60,11 +60,11 @@ func (f *farm) config() string {
 func (f *farm) traffic() {
 	f.changing, f.steady = f.load(f.Client), f.load(f.Client)
 	for i, target := range targets(80) {
-		f.changing.Connect(loss.Connections{Target: target, Rate: fewer(rate / 2)})
+		f.changing.Connect(loss.Connections{Target: target, Rate: fewer(fewer(rate / 2))})
 		f.steady.Connect(loss.Connections{Target: targets(81)[i], Rate: fewer(25)})
-		f.steady.Hold(loss.Hold{Target: targets(81)[i], Count: 10, Every: 50 * time.Millisecond})
+		f.steady.Hold(loss.Hold{Target: targets(81)[i], Count: fewer(10), Every: slower(50 * time.Millisecond)})
 		f.steady.Hold(loss.Hold{Target: targets(81)[i], Count: 10})
-		f.steady.Send(loss.Flows{Target: targets(81)[i], Count: 10, Every: 50 * time.Millisecond})
+		f.steady.Send(loss.Flows{Target: targets(81)[i], Count: fewer(10), Every: slower(50 * time.Millisecond)})
 	}
 }
 
@@ -101,6 +101,7 @@ func (f *farm) nothingLost(what string) {
 	lossless(f.t, what+": the services that did not", f.steady.Stop())
 }
 
+//lane:vm ipvs
 func TestB16_ReloadsThatChangeBackendsLoseNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -121,6 +122,8 @@ func TestB16_ReloadsThatChangeBackendsLoseNothing(t *testing.T) {
 
 // TestB63 kills vipd at random moments, most of them within a pass, and starts it
 // with another configuration than the one it died over.
+//
+//lane:vm ipvs
 func TestB63_F75_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -133,7 +136,7 @@ func TestB63_F75_KilledAtAnyPointAndStartedAgainLosesNothing(t *testing.T) {
 	for range count {
 		gone := f.shuffle()
 		// A reload takes some 300 ms, of which the last part changes the kernel.
-		after := time.Duration(f.random.IntN(2000/fewer(5))) * time.Millisecond
+		after := slower(time.Duration(f.random.IntN(400)) * time.Millisecond)
 		f.hup()
 		time.Sleep(after)
 		f.kill()

@@ -21,6 +21,8 @@ func inMode(mode, text string) string {
 // TestB65_F60 moves services between the modes under a load: one service by a mode of
 // its own, all of them by a restart with another mode, there and back. No connection is
 // lost, and nothing of the old mode is left.
+//
+//lane:vm ipvs
 func TestB65_F60_AMoveBetweenModesLosesNothing(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -41,11 +43,11 @@ func TestB65_F60_AMoveBetweenModesLosesNothing(t *testing.T) {
 	w.start()
 	fresh, held, flows := w.load(w.Client), w.load(w.Client), w.load(w.Client)
 	for i, target := range targets(80) {
-		fresh.Connect(loss.Connections{Target: target, Rate: 15})
+		fresh.Connect(loss.Connections{Target: target, Rate: 10})
 		fresh.Connect(loss.Connections{Target: targets(81)[i], Rate: 5})
-		held.Hold(loss.Hold{Target: target, Count: 4, Every: 50 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 4, Every: 200 * time.Millisecond})
 		held.Hold(loss.Hold{Target: target, Count: 4})
-		flows.Send(loss.Flows{Target: targets(53)[i], Count: 4, Every: 50 * time.Millisecond})
+		flows.Send(loss.Flows{Target: targets(53)[i], Count: 4, Every: 200 * time.Millisecond})
 	}
 	for _, own := range []string{"iptables", "", "iptables", ""} {
 		w.reload(services(own))

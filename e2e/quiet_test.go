@@ -107,8 +107,8 @@ func TestF82_AfterConntrackIsFlushedNewConnectionsAreFine(t *testing.T) {
 	whole := w.kernelState()
 	flows, held := w.load(w.Client), w.load(w.Client)
 	for i, target := range targets(80) {
-		held.Hold(loss.Hold{Target: target, Count: 5, Every: 20 * time.Millisecond})
-		flows.Send(loss.Flows{Target: targets(53)[i], Count: 5, Every: 20 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 5, Every: slower(20 * time.Millisecond)})
+		flows.Send(loss.Flows{Target: targets(53)[i], Count: 5, Every: slower(20 * time.Millisecond)})
 	}
 	w.LB.Run(t, "conntrack", "-F")
 	for i, target := range targets(80) {

@@ -105,6 +105,7 @@ func restartWritesNothing(w *world) {
 }
 
 //lane:vm
+//lane:vm ipvs
 func TestB66_F151_CleanupRemovesExactlyWhatIsOurs(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -158,8 +159,8 @@ func TestF114_SIGTERMEndsTheDaemonAndNotTheService(t *testing.T) {
 	l := w.load(w.Client)
 	for i, target := range targets(80) {
 		l.Connect(loss.Connections{Target: target, Rate: 100})
-		l.Hold(loss.Hold{Target: target, Count: 5, Every: 20 * time.Millisecond})
-		l.Send(loss.Flows{Target: targets(53)[i], Count: 5, Every: 20 * time.Millisecond})
+		l.Hold(loss.Hold{Target: target, Count: 5, Every: slower(20 * time.Millisecond)})
+		l.Send(loss.Flows{Target: targets(53)[i], Count: 5, Every: slower(20 * time.Millisecond)})
 	}
 	var slowest time.Duration
 	for range soak(5, 200) {

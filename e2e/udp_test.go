@@ -20,7 +20,7 @@ const sourcePort = 5300
 // flow asks once from the same source port as all times before, and returns who
 // answered, or the class of the fault.
 func (w *world) flow(target netip.AddrPort) string {
-	a, err := loss.Request{In: w.Client.Do, Network: "udp", Target: target, Port: sourcePort, Deadline: 150 * time.Millisecond}.Ask(w.t.Context())
+	a, err := loss.Request{In: w.Client.Do, Network: "udp", Target: target, Port: sourcePort, Deadline: slower(150 * time.Millisecond)}.Ask(w.t.Context())
 	if err != nil {
 		return string(loss.ClassOf(err))
 	}
@@ -71,7 +71,7 @@ func flowRecovers(w *world) {
 	w.run(w.dns(8080))
 	l := w.load(w.Client)
 	for _, target := range targets(53) {
-		l.Send(loss.Flows{Target: target, Count: 5, Every: 20 * time.Millisecond})
+		l.Send(loss.Flows{Target: target, Count: 5, Every: slower(20 * time.Millisecond)})
 		for range 3 {
 			w.flow(target)
 		}
@@ -127,7 +127,7 @@ func twoUDPServices(w *world) {
 	w.run(other, w.dns(8080, 1))
 	l := w.load(w.Client)
 	for _, target := range targets(54) {
-		l.Send(loss.Flows{Target: target, Count: 10, Every: 20 * time.Millisecond})
+		l.Send(loss.Flows{Target: target, Count: 10, Every: slower(20 * time.Millisecond)})
 	}
 	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 100 })
 	before := w.entryIDs("udp", "dport=54")
@@ -146,7 +146,7 @@ func restartKeepsEntries(w *world) {
 	w.run(w.dns(8080, 1, 2, 3))
 	l := w.load(w.Client)
 	for _, target := range targets(53) {
-		l.Send(loss.Flows{Target: target, Count: 20, Every: 20 * time.Millisecond})
+		l.Send(loss.Flows{Target: target, Count: 20, Every: slower(20 * time.Millisecond)})
 	}
 	w.eventually("the flows run", func() bool { return l.Report().Datagrams.Total > 200 })
 	before := w.entryIDs("udp", "dport=53")

@@ -49,7 +49,7 @@ func affinityIsSwitched(w *world) {
 	held := w.load(w.Client)
 	for _, target := range targets(80) {
 		w.answeredBy(w.Client, "tcp", target, "b1", "b2", "b3")
-		held.Hold(loss.Hold{Target: target, Count: 6, Every: 20 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 6, Every: slower(20 * time.Millisecond)})
 	}
 	var before []string
 	for _, step := range []struct {
@@ -97,7 +97,7 @@ func rangesChange(w *world) {
 	w.run(with())
 	held := w.load(w.Client)
 	for _, target := range targets(80) {
-		held.Hold(loss.Hold{Target: target, Count: 6, Every: 20 * time.Millisecond})
+		held.Hold(loss.Hold{Target: target, Count: 6, Every: slower(20 * time.Millisecond)})
 	}
 	const theClient, others = `allow = ["10.1.0.0/24", "fd00:1::/64"]`, `allow = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1::/48"]`
 

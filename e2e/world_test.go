@@ -44,6 +44,14 @@ func fewer(n int) int {
 	return n
 }
 
+// slower is for times that have to be longer there.
+func slower(d time.Duration) time.Duration {
+	if os.Getenv(kerneltest.LaneEnv) == "vm" {
+		return 5 * d
+	}
+	return d
+}
+
 // The VIPs of a service that says nothing else: one of each family.
 var vips = []string{"192.0.2.10", "2001:db8::10"}
 
