@@ -148,16 +148,20 @@ type Drain struct {
 	Backend netip.AddrPort
 }
 
-// Draining returns, in order, the services of a mode of which a backend has a deadline
-// that is yet to come. It costs what is due, not what there is.
-func (m *Memo) Draining(mode lb.Mode) []lb.Key {
-	var keys []lb.Key
+// Draining returns the deadlines, yet to come, of all that drains in a mode. It costs
+// what is due, not what there is.
+func (m *Memo) Draining(mode lb.Mode) map[Drain]time.Time {
+	all := map[Drain]time.Time{}
 	for k := range m.due {
 		p := m.entries[k].placed(mode)
-		if p != nil && slices.ContainsFunc(p.Service.Backends, func(b lb.Backend) bool { return b.Draining }) {
-			keys = append(keys, k)
+		if p == nil {
+			continue
+		}
+		for _, b := range p.Service.Backends {
+			if b.Draining {
+				all[Drain{mode, k, b.Addr}] = p.Drains[b.Addr]
+			}
 		}
 	}
-	slices.SortFunc(keys, lb.Key.Compare)
-	return keys
+	return all
 }

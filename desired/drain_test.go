@@ -211,8 +211,9 @@ func TestB39_ADrainThatIsIdleIsOver(t *testing.T) {
 		w.wants("it begins to", w.states("static", svc(gone)).now().Place[ipt], "1:80 a*1 b*drain")
 		w.facts.Idle = idle(ipvs)
 		w.wants("another mode's", w.after(time.Second).Place[ipt], "1:80 a*1 b*drain")
-		if keys := w.memo.Draining(ipt); len(keys) != 1 || len(w.memo.Draining(ipvs)) != 0 {
-			t.Errorf("draining: %v", keys)
+		all := w.memo.Draining(ipt)
+		if until := all[Drain{ipt, svc("1:80").Key, b}]; !until.Equal(w.facts.Now.Add(29*time.Second)) || len(all) != 1 || len(w.memo.Draining(ipvs)) != 0 {
+			t.Errorf("draining: %v", all)
 		}
 		w.facts.Idle = idle(ipt)
 		w.wants("idle", w.now().Place[ipt], "1:80 a*1")
@@ -220,8 +221,8 @@ func TestB39_ADrainThatIsIdleIsOver(t *testing.T) {
 		w.wants("it stays gone", w.now().Place[ipt], "1:80 a*1")
 		w.restart(time.Second)
 		w.wants("also over a restart", w.now().Place[ipt], "1:80 a*1")
-		if keys := w.memo.Draining(ipt); len(keys) != 0 {
-			t.Errorf("still draining: %v", keys)
+		if all := w.memo.Draining(ipt); len(all) != 0 {
+			t.Errorf("still draining: %v", all)
 		}
 		w.wants("it comes back", w.states("static", svc("1:80 a*1 b*2")).now().Place[ipt], "1:80 a*1 b*2")
 		w.wants("and drains anew", w.states("static", svc(gone)).now().Place[ipt], "1:80 a*1 b*drain")

@@ -22,10 +22,12 @@ type counting struct {
 	mu    sync.Mutex
 	has   map[string]proxier.Count // by service and backend
 	fail  error
+	took  time.Duration
 	asked []int // of how many services, each time
 }
 
 func (c *counting) Counters(_ context.Context, services []lb.Key) ([]proxier.Count, error) {
+	defer c.last()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked = append(c.asked, len(services))
@@ -50,6 +52,14 @@ func (c *counting) Counters(_ context.Context, services []lb.Key) ([]proxier.Cou
 		}
 	}
 	return all, nil
+}
+
+// last lets a count take its time, unlocked.
+func (c *counting) last() {
+	c.mu.Lock()
+	took := c.took
+	c.mu.Unlock()
+	time.Sleep(took)
 }
 
 // now sets the connections to a backend.
@@ -157,6 +167,37 @@ func TestB40_CountsOfADrainThatEndedOtherwiseAreForgotten(t *testing.T) {
 	})
 }
 
+// What a count that lasts finds is not believed of a drain that began meanwhile, nor does
+// it hold up a pass, nor the end.
+func TestACountRunsBesidePasses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, mode := newCounting(t)
+		w.says(svc("1:80 a*1 b*1"), svc("2:80 a*1"))
+		w.wait(5 * time.Second)
+		mode.now("80 10.0.0.2", 0, 0)
+		mode.mu.Lock()
+		mode.took = 10 * time.Second
+		mode.mu.Unlock()
+		w.says(svc("1:80 a*1"), svc("2:80 a*1"))
+		w.wait(5 * time.Second) // a count is under way
+		w.says(svc("1:80 a*1 b*1"), svc("2:80 a*1"))
+		w.pass()
+		mode.now("80 10.0.0.2", 3, 0)
+		w.says(svc("1:80 a*1"), svc("2:80 a*2"))
+		w.pass()
+		w.wants("a pass is made", "ipvs 1:80 a*1 b*drain open", "ipvs 2:80 a*2 open")
+		w.wait(22 * time.Second)
+		w.wants("the drain lasts", "ipvs 1:80 a*1 b*drain open", "ipvs 2:80 a*2 open")
+		w.wait(time.Minute)
+		if n := len(mode.counted()); n > 3 {
+			t.Errorf("counted %d times in a minute and a half, though each takes ten seconds", n)
+		}
+		w.says(svc("2:80 a*2"))
+		w.wait(2 * time.Second)
+		w.kill()
+	})
+}
+
 // A mode that refused the drain has the backend in use as before: that it has no
 // connection just now says nothing.
 func TestOnlyADrainThatIsInPlaceEndsEarly(t *testing.T) {
@@ -194,8 +235,8 @@ func TestCountsAreBoundedAndComeToEveryService(t *testing.T) {
 			w.wait(100 * time.Millisecond)
 			w.r.Trigger("")
 		}
-		w.wait(2 * time.Second)
-		if n := mode.counted(); len(n) < 3 || slices.Max(n) > countAtOnce {
+		w.wait(5 * time.Second)
+		if n := mode.counted(); len(n) < 6 || slices.Max(n) > countAtOnce {
 			t.Errorf("counted %v services", n)
 		}
 		for _, line := range w.shows() {

@@ -39,7 +39,7 @@ func (r *Reconciler) runPass(ctx context.Context, now time.Time) {
 		due = end
 	}
 	r.throttle.end(end, how.Fresh, o.err != nil, due)
-	r.planCount(end)
+	r.planCount(end.Add(countInterval))
 	r.note(view, how, o, len(result.Touched), now, end)
 	r.answer(view, o.err)
 }

@@ -3,8 +3,8 @@
 //
 //	desired -> Door.Shut -> every Proxier.Sync -> Door.Open -> Status
 //
-// Between passes the connections of what drains are counted, in modes that can: a
-// drain is over when the last one has ended.
+// Beside passes the connections of what drains are counted, in modes that can: a drain
+// is over when the last one has ended (count.go).
 //
 // One goroutine owns everything a pass touches. Changes, retries, resyncs, drift,
 // deadlines and reloads all ask the throttle for a pass; there is no other way to
@@ -126,6 +126,7 @@ func New(o Options) *Reconciler {
 		modes: map[lb.Mode]desired.Ability{}, lacks: o.Lacks,
 		started: time.Now(), kick: latest.New(request{}), errands: make(chan func(context.Context)), ended: make(chan struct{}),
 		settings: o.Settings, memo: o.Memo, stages: stages{doorStage: {}}, view: o.Views.Get(),
+		counts: counts{done: make(chan tally, 1)},
 	}
 	for mode := range o.Proxiers {
 		r.modes[mode] = o.Modes[mode]
@@ -145,6 +146,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 	defer close(r.ended)
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
+	defer r.counts.work.Wait()
 	r.watch(ctx, &watchers)
 
 	r.throttle.synced = r.started // the first pass is asked for, not due
@@ -166,6 +168,8 @@ func (r *Reconciler) Run(ctx context.Context) {
 			r.throttle.request(time.Now(), true)
 		case errand := <-r.errands:
 			errand(ctx)
+		case t := <-r.counts.done:
+			r.take(ctx, t)
 		case <-timer.C:
 			if next := r.counts.next; !next.IsZero() && !time.Now().Before(next) {
 				r.count(ctx)

@@ -115,7 +115,7 @@ func (r *Reconciler) Status() Status {
 // them are much more than vipd has in memory of them.
 func (r *Reconciler) Report() (Status, iter.Seq[ServiceStatus]) {
 	view := r.views.Get()
-	s, memo, stages, counted := r.known(view.Seq)
+	s, memo, stages, last := r.known(view.Seq)
 	for _, v := range view.Sources {
 		s.Sources = append(s.Sources, sourceStatus(v))
 	}
@@ -124,7 +124,7 @@ func (r *Reconciler) Report() (Status, iter.Seq[ServiceStatus]) {
 	}
 	return s, func(yield func(ServiceStatus) bool) {
 		for svc := range memo.Services(time.Now()) {
-			if !yield(stages.status(withCounts(svc, counted))) {
+			if !yield(stages.status(withCounts(svc, last))) {
 				return
 			}
 		}
@@ -132,7 +132,7 @@ func (r *Reconciler) Report() (Status, iter.Seq[ServiceStatus]) {
 }
 
 // known returns what Status has to take from between two passes.
-func (r *Reconciler) known(newest uint64) (Status, *desired.Memo, stages, map[desired.Drain]proxier.Count) {
+func (r *Reconciler) known(newest uint64) (Status, *desired.Memo, stages, map[desired.Drain]counted) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	mode := r.settings.Mode
