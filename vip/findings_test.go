@@ -101,11 +101,8 @@ func TestFullSetsAreLogged(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- d.watchSetRoom(ctx, nil) }()
-		for _, full := range []bool{false, true, true, false, true} {
-			delete(w.fake.sets.Full, "vipd-vip6")
-			if full {
-				w.fake.sets.Full["vipd-vip6"] = 1
-			}
+		for _, entries := range []int{0, 1, 1, 0, 1} {
+			w.fake.sets.SetFull("vipd-vip6", entries)
 			time.Sleep(setRoomInterval)
 			synctest.Wait()
 		}

@@ -31,6 +31,15 @@ func NewFakeSets() *FakeSets {
 	return &FakeSets{Odd: map[string]int{}, Full: map[string]int{}, sets: map[string]Set{}, buckets: map[string]int{}, holds: map[string]map[Entry]struct{}{}}
 }
 
+// SetFull says how many entries a set takes from now on; 0: as many as a real one.
+func (f *FakeSets) SetFull(name string, entries int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.Full[name] = entries; entries == 0 {
+		delete(f.Full, name)
+	}
+}
+
 // Dump returns every set of the fake with its entries, sorted, one a line.
 func (f *FakeSets) Dump() []string {
 	f.mu.Lock()
