@@ -57,7 +57,7 @@ func withoutRemoval(script []byte) []byte {
 
 // RemoveOwn removes all chains of ours from a table, and the rules that lead to them,
 // where iptables cannot: it shows not all of them (ErrIncompatible). The rules that
-// somebody made with nft and that go with them are named in the log. With the legacy
+// somebody made with nft, or that lead to them, go with them and are named in the log. With the legacy
 // backend there is no other way than iptables: errors.ErrUnsupported.
 func (t *Tool) RemoveOwn(ctx context.Context, table string) error {
 	if t.backend == Legacy {
@@ -92,7 +92,7 @@ func (t *Tool) removeChains(ctx context.Context, table string, goes func(chain s
 		return fmt.Errorf("removing from %s table %s over netlink: %w", t.family, table, err)
 	}
 	if len(r.foreign) > 0 {
-		t.options.Log.Warn("chains of vipd were removed, and with them rules that somebody made with nft",
+		t.options.Log.Warn("chains of vipd were removed, and with them rules of somebody else in them, or that led to them",
 			"family", t.family, "table", table, "rules", strings.Join(r.foreign[:min(maxNamed, len(r.foreign))], "; "), "count", len(r.foreign))
 	}
 	return nil
@@ -106,7 +106,7 @@ type remover struct {
 	chains  map[string]bool // of the table, and whether they go
 	filled  map[string]bool // those that go and hold rules
 	jumps   []message       // the removal of the rules that lead to what goes
-	foreign []string        // rules made with nft that go
+	foreign []string        // rules of others that go
 }
 
 func (r *remover) read(ctx context.Context, s *nfSocket) error {
@@ -145,7 +145,8 @@ func (r *remover) readRules(ctx context.Context, s *nfSocket, chain string) erro
 			}
 			r.jumps = append(r.jumps, r.message(unix.NFT_MSG_DELRULE, 0, chain, id))
 		}
-		if madeWithNFT(o[unix.NFTA_RULE_EXPRESSIONS]) {
+		jump := !r.chains[chain] // into what goes; ours has a checksum
+		if madeWithNFT(o[unix.NFTA_RULE_EXPRESSIONS]) || jump && rule.mark().Sum == "" {
 			r.foreign = append(r.foreign, fmt.Sprintf("chain %s handle %d", chain, id))
 		}
 	})

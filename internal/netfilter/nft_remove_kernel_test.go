@@ -35,6 +35,7 @@ func TestB66_WhatOnlyNftCanShowHindersNoRemoval(t *testing.T) {
 		"after the jump":           "add rule %s nat PREROUTING " + rule,
 		"a way in of its own":      "add rule %s nat PREROUTING ct state new jump VIPD-A",
 		"a way in from elsewhere":  "add rule %s nat ELSEWHERE ct state new goto VIPD-A",
+		"a plain way in":           "add rule %s nat ELSEWHERE counter jump VIPD-A",
 		"a base chain of its own":  "add chain %s nat mine { type nat hook prerouting priority 7; }",
 		"nothing that is in ways":  "add rule %s nat ELSEWHERE " + rule,
 		"in another chain of ours": "add rule %s nat VIPD-OTHER " + rule,
