@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"vipd/internal/netfilter"
 	"vipd/lb"
@@ -21,16 +19,10 @@ type fakeFlows struct {
 	flows map[netfilter.Eviction]netfilter.FlowCount
 	dumps int
 	err   error
-	takes time.Duration // a dump
 }
 
-func (f *fakeFlows) count(ctx context.Context, wanted ...netfilter.Eviction) (map[netfilter.Eviction]netfilter.FlowCount, error) {
+func (f *fakeFlows) count(_ context.Context, wanted ...netfilter.Eviction) (map[netfilter.Eviction]netfilter.FlowCount, error) {
 	f.dumps++
-	select {
-	case <-time.After(f.takes):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	found := map[netfilter.Eviction]netfilter.FlowCount{}
 	for _, e := range wanted {
 		found[e] = f.flows[e]
@@ -59,9 +51,7 @@ func countsOf(t *testing.T, p proxier.Counter, keys ...lb.Key) string {
 
 // Only backends that no rule leads to are counted: not before the pass that takes
 // their rules away has ended, nor where it was refused, nor where nobody knows.
-func TestCountersAreOfBackendsThatGetNothingNew(t *testing.T) { synctest.Test(t, countOne) }
-
-func countOne(t *testing.T) {
+func TestCountersAreOfBackendsThatGetNothingNew(t *testing.T) {
 	h := newFakeHarness()
 	table := &fakeFlows{flows: map[netfilter.Eviction]netfilter.FlowCount{}}
 	kernels := map[netfilter.Family]kernel{netfilter.IPv4: h.kernels[netfilter.IPv4], netfilter.IPv6: h.kernels[netfilter.IPv6]}
@@ -114,9 +104,7 @@ func countOne(t *testing.T) {
 }
 
 // The version in which the backend drains is refused: it still gets connections.
-func TestCountersLeaveOutADrainThatWasRefused(t *testing.T) { synctest.Test(t, countRefused) }
-
-func countRefused(t *testing.T) {
+func TestCountersLeaveOutADrainThatWasRefused(t *testing.T) {
 	h := newFakeHarness()
 	table := &fakeFlows{}
 	p := h.proxier()
@@ -132,33 +120,4 @@ func countRefused(t *testing.T) {
 	if got := countsOf(t, p, serves.Key); got != "" {
 		t.Errorf("counts %q", got)
 	}
-}
-
-// A large table is not dumped all the time, nor for long: nothing is said meanwhile,
-// or that it takes too long.
-func TestCountersTakeATenthOfTheTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, table := newFakeHarness(), &fakeFlows{takes: 90 * time.Millisecond}
-		p := h.proxier()
-		p.count = table.count
-		s := svc("192.0.2.1:80", "10.0.0.1:80", "10.0.0.2:80*0")
-		if err := p.Sync(t.Context(), lb.NewSnapshot(s), prune); err != nil {
-			t.Fatal(err)
-		}
-		ask := func() (counts int, err error) {
-			for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-				var some []proxier.Count
-				some, err = p.Counters(t.Context(), []lb.Key{s.Key})
-				counts += len(some)
-			}
-			return counts, err
-		}
-		if n, err := ask(); n < 60 || n > 67 || n != table.dumps || err != nil {
-			t.Errorf("%d counts and %d dumps in a minute, %v", n, table.dumps, err)
-		}
-		table.dumps, table.takes = 0, time.Hour
-		if n, err := ask(); n > 0 || table.dumps > 7 || err == nil || !strings.Contains(err.Error(), "too large") {
-			t.Errorf("%d counts and %d dumps in a minute, %v", n, table.dumps, err)
-		}
-	})
 }

@@ -33,7 +33,6 @@ type Proxier struct {
 	log      *slog.Logger
 	evict    Evictor
 	count    CountFlows
-	pace     pace
 	families []*family
 	serving  map[netfilter.Family]*atomic.Pointer[serving] // for keep and Counters; other goroutines
 	swept    bool
