@@ -103,9 +103,13 @@ func inForceWhenReloaded(w *world) {
 	}
 }
 
+func busyIsReset(w *world) { drainsAndIsReset(w, slower(20*time.Millisecond)) }
+
+func idleIsReset(w *world) { drainsAndIsReset(w, 0) }
+
 // drainsAndIsReset takes a backend away under load. With drain_timeout its established
-// connections live on for that long and are then reset, busy ones and idle ones.
-func drainsAndIsReset(w *world) {
+// connections, which ask every so often, live on for that long and are then reset.
+func drainsAndIsReset(w *world, every time.Duration) {
 	drain := slower(2 * time.Second)
 	w.serveAll(8080)
 	web := service{name: "web", port: 80, more: []string{fmt.Sprintf("drain_timeout = %q", drain)}, backends: w.at(8080, 1, 2)}
@@ -113,9 +117,7 @@ func drainsAndIsReset(w *world) {
 	held := w.load(w.Client)
 	var handles []*loss.Held
 	for _, target := range targets(80) {
-		handles = append(handles,
-			held.Hold(loss.Hold{Target: target, Count: 8, Every: slower(20 * time.Millisecond)}),
-			held.Hold(loss.Hold{Target: target, Count: 8}))
+		handles = append(handles, held.Hold(loss.Hold{Target: target, Count: 16, Every: every}))
 	}
 	fresh := w.load(w.Client)
 	for _, target := range targets(80) {

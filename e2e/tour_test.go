@@ -43,7 +43,8 @@ var tour = []struct {
 	{"B34_AffinityIsSwitchedByReloads", affinityIsSwitched},
 	{"B35_ClientsOfARemovedBackendMoveAtOnce", affinityMoves},
 	{"B36_TenThousandClientsStayAtTheSameTime", crowdStays},
-	{"B38_ARemovedBackendDrainsAndIsThenReset", drainsAndIsReset},
+	{"B38_ARemovedBackendDrainsAndIsThenReset", busyIsReset},
+	{"B38_IdleConnectionsOfARemovedBackendAreReset", idleIsReset},
 	{"B38_F88_ABackendDrainsUnderAffinity", drainsUnderAffinity},
 	{"B39_F87_ADrainEndsWithTheLastConnection", drainsUntilIdle},
 	{"B39_FlowsLeaveABackendThatDrainsAtOnce", flowsLeave},
@@ -59,7 +60,14 @@ var tour = []struct {
 	{"B64_ARestartAdoptsWhatIsThereAndWritesNothing", restartWritesNothing},
 }
 
+// notYet names the parts that do not hold in a mode. With the destination of a backend
+// IPVS removes its connections and their conntrack entries (expire_nodest_conn), so there
+// is nothing left by which to tell the ends of idle ones: they hear of it when they send.
+var notYet = map[string]string{"B38_IdleConnectionsOfARemovedBackendAreReset": "ipvs"}
+
 // TestTour goes through them all, or those alone whose names match $VIPD_TOUR.
+//
+//lane:vm ipvs
 func TestTour(t *testing.T) {
 	if !kerneltest.Isolate(t) {
 		return
@@ -70,7 +78,7 @@ func TestTour(t *testing.T) {
 	}
 	w := newWorld(t, 3)
 	for _, p := range tour {
-		if only.MatchString(p.name) {
+		if only.MatchString(p.name) && notYet[p.name] != kerneltest.Mode() {
 			w.part(p.name, p.part)
 		}
 	}
