@@ -60,11 +60,6 @@ var tour = []struct {
 	{"B64_ARestartAdoptsWhatIsThereAndWritesNothing", restartWritesNothing},
 }
 
-// notYet names the parts that do not hold in a mode. With the destination of a backend
-// IPVS removes its connections and their conntrack entries (expire_nodest_conn), so there
-// is nothing left by which to tell the ends of idle ones: they hear of it when they send.
-var notYet = map[string]string{"B38_IdleConnectionsOfARemovedBackendAreReset": "ipvs"}
-
 // TestTour goes through them all, or those alone whose names match $VIPD_TOUR.
 //
 //lane:vm ipvs
@@ -78,7 +73,7 @@ func TestTour(t *testing.T) {
 	}
 	w := newWorld(t, 3)
 	for _, p := range tour {
-		if only.MatchString(p.name) && notYet[p.name] != kerneltest.Mode() {
+		if only.MatchString(p.name) {
 			w.part(p.name, p.part)
 		}
 	}

@@ -30,6 +30,7 @@ type Keep func(service lb.Key, backend netip.AddrPort) bool
 type flowTable interface {
 	Evict(ctx context.Context, evictions ...Eviction) (Evicted, error)
 	Sweep(ctx context.Context, proto lb.Protocol, mark uint32, keeps map[Way]Keep) (Evicted, error)
+	Tell(ctx context.Context, flows []flow) (told int, err error)
 	Close() error
 }
 
@@ -77,6 +78,18 @@ func (e *Evictor) Evict(evictions ...Eviction) {
 	}
 }
 
+// Note remembers the connections that evictions name until they are asked for, or
+// cancelled: for a mode in which they go, conntrack entries and all, with what served
+// them, so that nobody could tell their ends any more. Those of TCP; the others have
+// nothing to be told. It reads conntrack, and waits for it.
+func (e *Evictor) Note(ctx context.Context, evictions ...Eviction) error {
+	noted, err := noteFlows(ctx, evictions...)
+	if len(noted) > 0 {
+		e.lanes[lb.TCP].note(noted)
+	}
+	return err
+}
+
 // Cancel takes back evictions that have not begun, because their backend serves
 // again.
 func (e *Evictor) Cancel(evictions ...Eviction) {
@@ -110,6 +123,11 @@ type EvictorOf struct {
 
 // Evict is as for Evictor.
 func (o EvictorOf) Evict(evictions ...Eviction) { o.all.Evict(o.ways(evictions)...) }
+
+// Note is as for Evictor.
+func (o EvictorOf) Note(ctx context.Context, evictions ...Eviction) error {
+	return o.all.Note(ctx, o.ways(evictions)...)
+}
 
 // Cancel is as for Evictor.
 func (o EvictorOf) Cancel(evictions ...Eviction) { o.all.Cancel(o.ways(evictions)...) }
@@ -178,6 +196,7 @@ type lane struct {
 	idle    sync.Cond // signals that there is nothing pending nor current, or closed is true
 	pending work
 	current work // what the goroutine is at
+	noted   map[Eviction][]flow
 	closed  bool
 
 	table flowTable // of the goroutine; nil until needed
@@ -193,9 +212,30 @@ func (l *lane) ask(w work) {
 	}
 }
 
+func (l *lane) note(flows map[Eviction][]flow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.noted == nil {
+		l.noted = map[Eviction][]flow{}
+	}
+	maps.Copy(l.noted, flows)
+}
+
+// takeNotes returns what was noted of evictions, and forgets it.
+func (l *lane) takeNotes(evictions []Eviction) (flows []flow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range evictions {
+		flows = append(flows, l.noted[e]...)
+		delete(l.noted, e)
+	}
+	return flows
+}
+
 func (l *lane) cancel(e Eviction) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.noted, e)
 	delete(l.pending.evictions, e)
 	delete(l.current.evictions, e) // so that it is not tried again
 }
@@ -281,15 +321,24 @@ func (l *lane) do(ctx context.Context, evictions []Eviction, keeps map[Way]Keep)
 	}
 	start := time.Now()
 	var done Evicted
+	noted := l.takeNotes(evictions)
+	if len(noted) > 0 && !sleep(ctx, forgetTime) {
+		return ctx.Err()
+	}
 	if len(evictions) > 0 {
 		done, err = l.table.Evict(ctx, evictions...)
+	}
+	if len(noted) > 0 && err == nil {
+		var told int
+		told, err = l.table.Tell(ctx, noted)
+		done.Poked += told
 	}
 	if len(keeps) > 0 && err == nil {
 		var swept Evicted
 		swept, err = l.table.Sweep(ctx, l.proto, l.mark, keeps)
 		done.Add(swept)
 	}
-	if done.Deleted > 0 {
+	if done.Deleted+done.Poked > 0 {
 		l.log.Info("flows of removed backends ended", "protocol", l.proto,
 			"flows", done.Deleted, "reset", done.Poked, "took", time.Since(start))
 	}

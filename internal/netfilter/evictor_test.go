@@ -76,6 +76,11 @@ func (f *fakeFlows) Sweep(ctx context.Context, proto lb.Protocol, mark uint32, k
 	return f.call(ctx, text)
 }
 
+func (f *fakeFlows) Tell(ctx context.Context, flows []flow) (int, error) {
+	_, err := f.call(ctx, fmt.Sprintf("tell %d", len(flows)))
+	return len(flows), err
+}
+
 // take returns the calls so far, and forgets them.
 func (f *fakeFlows) take() []string {
 	f.mu.Lock()
@@ -175,6 +180,29 @@ func TestWhoJudgesAFlow(t *testing.T) {
 			t.Errorf("status %#x to %s judged by %d: refused is %t", tt.f.status, tt.f.backend(), tt.by, got)
 		}
 	}
+}
+
+// What is gone from conntrack by the time that its eviction is asked for is told all
+// the same, unless its backend serves again, but not before the kernel forgot it.
+func TestEvictorTellsWhatWasNoted(t *testing.T) {
+	withEvictor(t, func(t *testing.T, e *Evictor, f *fakeFlows, _ *bytes.Buffer) {
+		note := func(ports ...uint16) {
+			for _, p := range ports {
+				e.lanes[lb.TCP].note(map[Eviction][]flow{tcpEviction(p): make([]flow, p)})
+			}
+		}
+		note(1, 2, 4)
+		e.Evict(tcpEviction(1), tcpEviction(4))
+		e.Cancel(tcpEviction(2))
+		wantCalls(t, f)
+		time.Sleep(forgetTime)
+		wantCalls(t, f, "tcp evict [1 4]", "tell 5")
+		e.Evict(tcpEviction(1), tcpEviction(2))
+		wantCalls(t, f, "tcp evict [1 2]")
+		if n := len(e.lanes[lb.TCP].noted); n > 0 {
+			t.Errorf("%d notes are left", n)
+		}
+	})
 }
 
 func TestEvictorHasNothingToDo(t *testing.T) {

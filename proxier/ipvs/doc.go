@@ -29,6 +29,8 @@
 //     destination. IPVS would send a flow on to a destination of weight 0 until it has
 //     been silent for minutes; once the destination is gone, and its conntrack entry,
 //     the next packet goes elsewhere (expire_nodest_conn).
+//   - With a destination the kernel forgets its connections and their conntrack entries
+//     (expire_nodest_conn), so they are noted before: idle ends would never hear of it.
 //   - Who deletes a virtual server deletes its destinations: one message.
 //   - An AddDestination does not ask whose virtual server it is that it finds.
 //   - The kernel does not tell of changes. Watch asks.

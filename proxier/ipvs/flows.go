@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"context"
 	"net/netip"
 
 	vs "vipd/internal/ipvs"
@@ -11,12 +12,46 @@ import (
 // Evictor ends flows in the background: conntrack keeps what IPVS made of a
 // connection, and an idle client is told by nobody else. *netfilter.Evictor is one.
 type Evictor interface {
+	// Note remembers the connections that evictions name, which will be gone when they
+	// are asked for, so that their ends can be told all the same.
+	Note(ctx context.Context, evictions ...netfilter.Eviction) error
 	// Evict asks for the end of flows. The destinations that had them are gone.
 	Evict(evictions ...netfilter.Eviction)
 	// Cancel takes back evictions whose backend serves again.
 	Cancel(evictions ...netfilter.Eviction)
 	// Sweep asks for the end of every flow of ours that keep refuses.
 	Sweep(keep netfilter.Keep)
+}
+
+// noteFlows has the connections of destinations noted that are about to go: the kernel
+// forgets them with their destination, and their conntrack entries, too
+// (expire_nodest_conn). An error costs idle ends the news, and nothing else.
+func (p *pass) noteFlows(ctx context.Context, jobs []*job) error {
+	if p.evict == nil {
+		return nil
+	}
+	var going []netfilter.Eviction
+	for _, j := range jobs {
+		if j.err != nil || j.key.Protocol != lb.TCP || len(j.todo.leave) == 0 {
+			continue
+		}
+		for _, d := range j.now.destinations() {
+			if d.Forward == vs.Masquerade && !j.goal.has(d.Addr) {
+				going = append(going, netfilter.Eviction{Key: j.key, Backend: d.Addr})
+			}
+		}
+	}
+	if len(going) == 0 {
+		return nil
+	}
+	err := p.evict.Note(ctx, going...)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		p.log.Warn("idle connections of removed backends will hear of it at their next packet only", "error", err)
+	}
+	return nil
 }
 
 // endFlows asks for the end of the flows whose destination is gone. It runs after the

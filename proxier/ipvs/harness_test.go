@@ -341,7 +341,11 @@ type fakeEvictor struct {
 	keep  netfilter.Keep
 }
 
-func (e *fakeEvictor) Evict(all ...netfilter.Eviction)  { e.note("end ", all) }
+func (e *fakeEvictor) Evict(all ...netfilter.Eviction) { e.note("end ", all) }
+func (e *fakeEvictor) Note(_ context.Context, all ...netfilter.Eviction) error {
+	e.note("note ", all)
+	return nil
+}
 func (e *fakeEvictor) Cancel(all ...netfilter.Eviction) { e.note("keep ", all) }
 func (e *fakeEvictor) Sweep(keep netfilter.Keep)        { e.keep = keep }
 

@@ -173,13 +173,14 @@ func (p *pass) walk(ctx context.Context, jobs []*job) error {
 	for _, j := range jobs {
 		j.ours = j.ours || j.err == nil
 	}
-	for _, part := range [...]func(*job) []vs.Command{
-		func(j *job) []vs.Command { return j.todo.to },
-		func(j *job) []vs.Command { return j.todo.leave },
-	} {
-		if err := p.do(ctx, jobs, part); err != nil {
-			return err
-		}
+	if err := p.do(ctx, jobs, func(j *job) []vs.Command { return j.todo.to }); err != nil {
+		return err
+	}
+	if err := p.noteFlows(ctx, jobs); err != nil {
+		return err
+	}
+	if err := p.do(ctx, jobs, func(j *job) []vs.Command { return j.todo.leave }); err != nil {
+		return err
 	}
 	for _, j := range jobs {
 		if j.err == nil {

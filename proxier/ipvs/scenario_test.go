@@ -118,7 +118,8 @@ func TestB53_GateKeepsDestinations(t *testing.T) {
 		{gated, "", ""},
 		{proxier.How{Fresh: true}, "", ""},
 		{prune, "-d -t 192.0.2.1:80 -r 10.0.0.2:80; -D -t 192.0.2.2:80; -D -t 192.0.2.3:80",
-			"end 192.0.2.1:80/tcp>10.0.0.2:80; end 192.0.2.2:80/tcp>10.0.0.1:80; end 192.0.2.3:80/tcp>10.0.0.1:80"},
+			"end 192.0.2.1:80/tcp>10.0.0.2:80; end 192.0.2.2:80/tcp>10.0.0.1:80; end 192.0.2.3:80/tcp>10.0.0.1:80; " +
+				"note 192.0.2.1:80/tcp>10.0.0.2:80; note 192.0.2.2:80/tcp>10.0.0.1:80; note 192.0.2.3:80/tcp>10.0.0.1:80"},
 		{fresh, "", ""},
 	} {
 		if got := h.sync(t, p, step.how, now); got != step.want {
