@@ -31,31 +31,16 @@ func (s *Socket) Batch(ctx context.Context, messages []byte, n int, refused func
 	if err := s.post(messages); err != nil {
 		return err
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
+	return s.replies(ctx, func(r Reply) (done bool, err error) {
+		i := r.Seq - first // an earlier number is a great one here
+		if i >= uint32(n) || !r.Last {
+			return false, nil
 		}
-		datagram, err := s.receive()
-		if err != nil {
-			return err
+		if errno := unix.Errno(0); errors.As(r.Err, &errno) {
+			refused(int(i), errno)
 		}
-		for len(datagram) > 0 {
-			var r Reply
-			if r, datagram, err = NextReply(datagram); err != nil {
-				return err
-			}
-			i := r.Seq - first // an earlier number is a great one here
-			if i >= uint32(n) || !r.Last {
-				continue
-			}
-			if errno := unix.Errno(0); errors.As(r.Err, &errno) {
-				refused(int(i), errno)
-			}
-			if i == uint32(n)-1 {
-				return nil
-			}
-		}
-	}
+		return i == uint32(n)-1, nil
+	})
 }
 
 // stamp numbers messages and asks for an acknowledgement of the last one.

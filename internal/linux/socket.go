@@ -110,12 +110,8 @@ func (s *Socket) receive() ([]byte, error) {
 	}
 }
 
-// Ask sends a request that is answered by one message, or by an error, which is a
-// unix.Errno. read gets the body of that message.
-func (s *Socket) Ask(ctx context.Context, m []byte, read func(body []byte) error) error {
-	if err := s.Send(m); err != nil {
-		return err
-	}
+// replies calls each with the messages that come, until it is done or fails.
+func (s *Socket) replies(ctx context.Context, each func(Reply) (done bool, err error)) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -129,17 +125,30 @@ func (s *Socket) Ask(ctx context.Context, m []byte, read func(body []byte) error
 			if r, datagram, err = NextReply(datagram); err != nil {
 				return err
 			}
-			switch {
-			case r.Seq != s.seq: // the rest of an earlier answer
-			case r.Err != nil:
-				return r.Err
-			case r.Last:
-				return errors.New("the kernel answers that all is well, and nothing else")
-			default:
-				return read(r.Body)
+			if done, err := each(r); done || err != nil {
+				return err
 			}
 		}
 	}
+}
+
+// Ask sends a request that is answered by one message, or by an error, which is a
+// unix.Errno. read gets the body of that message.
+func (s *Socket) Ask(ctx context.Context, m []byte, read func(body []byte) error) error {
+	if err := s.Send(m); err != nil {
+		return err
+	}
+	return s.replies(ctx, func(r Reply) (done bool, err error) {
+		switch {
+		case r.Seq != s.seq: // the rest of an earlier answer
+			return false, nil
+		case r.Err != nil:
+			return true, r.Err
+		case r.Last:
+			return true, errors.New("the kernel answers that all is well, and nothing else")
+		}
+		return true, read(r.Body)
+	})
 }
 
 // Answers calls each with the body of every message that answers the last request,
@@ -147,31 +156,16 @@ func (s *Socket) Ask(ctx context.Context, m []byte, read func(body []byte) error
 // unix.Errno.
 func (s *Socket) Answers(ctx context.Context, each func(body []byte) error) error {
 	var interrupted error
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
+	return s.replies(ctx, func(r Reply) (done bool, err error) {
+		if r.Seq != s.seq {
+			return false, nil // the rest of an earlier answer
 		}
-		datagram, err := s.receive()
-		if err != nil {
-			return err
+		if r.Flags&unix.NLM_F_DUMP_INTR != 0 {
+			interrupted = ErrInterrupted
 		}
-		for len(datagram) > 0 {
-			var r Reply
-			if r, datagram, err = NextReply(datagram); err != nil {
-				return err
-			}
-			if r.Seq != s.seq {
-				continue // the rest of an earlier answer
-			}
-			if r.Flags&unix.NLM_F_DUMP_INTR != 0 {
-				interrupted = ErrInterrupted
-			}
-			if r.Last {
-				return errors.Join(r.Err, interrupted)
-			}
-			if err := each(r.Body); err != nil {
-				return err
-			}
+		if r.Last {
+			return true, errors.Join(r.Err, interrupted)
 		}
-	}
+		return false, each(r.Body)
+	})
 }
