@@ -62,7 +62,7 @@ func TestLoadOfManyServers(t *testing.T) {
 	}
 	commands := many(n)
 	for _, turn := range []string{"1", "2"} {
-		t.Run("moby/ipvs "+turn, func(t *testing.T) {
+		t.Run("moby "+turn, func(t *testing.T) {
 			if kerneltest.Isolate(t) {
 				kerneltest.Need(t, kerneltest.IPVS())
 				loadByMoby(t, commands)
